@@ -1,0 +1,1 @@
+"""Tezos encodings: Base58check, keys and hashes, signing requests. Pure; imports nothing of ours."""
