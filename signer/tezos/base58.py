@@ -62,9 +62,7 @@ NONCE_HASH = Prefix("nce", bytes.fromhex("45dca9"), 32)
 SCRIPT_EXPRESSION_HASH = Prefix("expr", bytes.fromhex("0d2c401b"), 32)
 DAL_COMMITMENT = Prefix("sh", bytes.fromhex("0274b4"), 48)
 
-ALL_PREFIXES: tuple[Prefix, ...] = tuple(
-    value for value in list(globals().values()) if isinstance(value, Prefix)
-)
+ALL_PREFIXES: tuple[Prefix, ...] = tuple(value for value in list(globals().values()) if isinstance(value, Prefix))
 
 
 def encode(prefix: Prefix, payload: bytes) -> str:
