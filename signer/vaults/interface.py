@@ -62,6 +62,13 @@ class Vault(Protocol):
         retries with back-off by itself. Raises `ConfigurationError` only for what no retry can mend.
         """
 
+    @property
+    def ready(self) -> bool:
+        """Whether a signature can be asked for now; cheap, read for every request."""
+
+    async def refresh(self) -> None:
+        """Look for keys that another process has stored since; cheap when nothing has changed, never raises."""
+
     def keys(self) -> Mapping[PublicKeyHash, VaultKey]:
         """The keys that are known now; no I/O. Empty while the link has never been up."""
 
