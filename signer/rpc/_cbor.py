@@ -11,11 +11,11 @@ class CborError(ValueError):
     """The bytes are not one well-formed item of the kind that this protocol uses."""
 
 
-def loads(data: bytes) -> object:
-    """Decode exactly one item; raises `CborError` for anything else."""
+def loads(data: bytes, *, text_keys: bool = True) -> object:
+    """Decode exactly one item; raises `CborError` for anything else. Map keys are texts unless *text_keys* is off."""
     stream = io.BytesIO(data)
     decoder = cbor2.CBORDecoder(
-        stream, read_size=1, max_depth=MAX_DEPTH, allow_duplicate_keys=False, strict_hashable_types=True
+        stream, read_size=1, max_depth=MAX_DEPTH, allow_duplicate_keys=False, strict_hashable_types=text_keys
     )
     try:
         item: object = decoder.decode()

@@ -1,0 +1,178 @@
+"""`python -m signer.enclave`: the program in the enclave, the peer of the host's nitro vault."""
+
+import argparse
+import ctypes
+import os
+import resource
+import signal
+import sys
+from pathlib import Path
+
+import trio
+
+from proxy.address import (
+    VSOCK_ANY,
+    Address,
+    AddressError,
+    TcpAddress,
+    UnixAddress,
+    VsockAddress,
+    listen,
+    listen_unix,
+    parse,
+    remove,
+)
+from signer.enclave.hybrid import Greeter
+from signer.enclave.sealing.interface import Sealing
+from signer.enclave.sealing.local import KeyFileError, LocalSealing, load_or_create_key_file
+from signer.enclave.sealing.none import NoSealing
+from signer.enclave.server import Server
+from signer.enclave.session import Session
+
+DEFAULT_PORT = 2000
+_PR_SET_PDEATHSIG, _PR_SET_DUMPABLE = 1, 4  # linux/prctl.h
+_USAGE_ERROR = 2  # exit status
+
+
+class StartError(Exception):
+    """The program cannot start; the text says why and what to do."""
+
+
+def main() -> None:
+    """Parse the arguments, harden the process, serve until SIGTERM or SIGINT."""
+    options = _parser().parse_args()
+    try:
+        if options.exit_with_parent:
+            _exit_with_parent()
+        _forbid_core_dumps()
+        sealing = _sealing(options)
+        trio.run(_run, _address(options.listen), sealing)
+    except StartError as exc:
+        print(f"Error: {exc}", file=sys.stderr)
+        sys.exit(_USAGE_ERROR)
+    except OSError as exc:
+        print(f"Error: cannot listen on {options.listen}: {exc.strerror or exc}", file=sys.stderr)
+        sys.exit(1)
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="python -m signer.enclave",
+        description="Keeps Tezos keys and signs with them, for a host that stores them sealed.",
+    )
+    parser.add_argument(
+        "--listen",
+        metavar="ADDRESS",
+        help="vsock:any:<port>, unix:<base>:<port> (hybrid vsock, without a hypervisor) or tcp:<host>:<port>; "
+        "default vsock:any:$LISTEN_PORT, port 2000",
+    )
+    parser.add_argument(
+        "--sealing",
+        choices=["local", "none"],
+        required=True,
+        help="how keys are sealed for the host: local = under a key file (development), "
+        "none = not at all, in clear (tests of interoperation)",
+    )
+    parser.add_argument(
+        "--development", action="store_true", help="confirm that the keys protect nothing; --sealing needs it"
+    )
+    parser.add_argument(
+        "--key-file",
+        metavar="FILE",
+        default="development.key",
+        help="32 bytes, created with mode 0600 if absent; default %(default)s",
+    )
+    parser.add_argument("--exit-with-parent", action="store_true", help="end when the process that started this ends")
+    return parser
+
+
+def _address(text: str | None) -> Address:
+    if text is None:
+        return VsockAddress(VSOCK_ANY, _port_of_environment())
+    try:
+        return parse(text)
+    except AddressError as exc:
+        raise StartError(f"--listen: {exc}") from exc
+
+
+def _port_of_environment() -> int:
+    """LISTEN_PORT, as the reference's image takes it; empty means the default, nonsense refuses to start."""
+    text = os.environ.get("LISTEN_PORT", "")
+    if text == "":
+        return DEFAULT_PORT
+    if not (text.isascii() and text.isdigit()) or not 0 < int(text) < VSOCK_ANY:
+        raise StartError(f"LISTEN_PORT: expected a port number, got {text!r}")
+    return int(text)
+
+
+def _sealing(options: argparse.Namespace) -> Sealing:
+    if not options.development:
+        raise StartError(
+            f"--sealing {options.sealing} protects no key from the owner of this machine; "
+            "it is for development only: add --development if that is what you want"
+        )
+    if options.sealing == "none":
+        print("WARNING sealing is off: keys leave this program in clear", file=sys.stderr)
+        return NoSealing()
+    try:
+        return LocalSealing(load_or_create_key_file(Path(options.key_file)))
+    except KeyFileError as exc:
+        raise StartError(str(exc)) from exc
+
+
+async def _run(address: Address, sealing: Sealing) -> None:
+    server = Server(lambda: Session(sealing))
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(_stop_on_signal, server)
+        match address:
+            case UnixAddress(base, port):
+                listener = await listen_unix(base, mode=0o600)
+                _announce(address)
+                try:
+                    await server.serve(listener, greet=Greeter(port).greet)
+                finally:
+                    remove(base)
+            case TcpAddress(host, _):
+                (listener, *others) = await listen(address)
+                for other in others:
+                    await other.aclose()
+                _announce(TcpAddress(host, listener.socket.getsockname()[1]))
+                await server.serve(listener)
+            case VsockAddress():
+                (listener,) = await listen(address)
+                _announce(address)
+                await server.serve(listener)
+        nursery.cancel_scope.cancel(reason="served to the end")
+
+
+async def _stop_on_signal(server: Server) -> None:
+    with trio.open_signal_receiver(signal.SIGTERM, signal.SIGINT) as signals:
+        async for _ in signals:
+            server.stop()
+
+
+def _announce(address: Address) -> None:
+    print(f"enclave: listening on {address}", file=sys.stderr, flush=True)
+
+
+def _forbid_core_dumps() -> None:
+    """Keys must not reach a disk by way of a crash, nor another process by way of ptrace."""
+    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+    _prctl(_PR_SET_DUMPABLE, 0)
+
+
+def _exit_with_parent() -> None:
+    parent = os.getppid()
+    _prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
+    if os.getppid() != parent or parent == 1:  # it ended before the kernel was told
+        sys.exit(0)
+
+
+def _prctl(option: int, value: int) -> None:
+    library = ctypes.CDLL(None, use_errno=True)
+    if library.prctl(option, value, 0, 0, 0) != 0:
+        raise StartError(f"prctl({option}) failed: {os.strerror(ctypes.get_errno())}")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,1 @@
+"""How keys are sealed so that the host can store them."""

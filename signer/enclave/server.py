@@ -1,0 +1,103 @@
+"""Serves sessions over streams: one task a connection, frames in order, a fault never touches another session."""
+
+import sys
+from collections.abc import Awaitable, Callable
+
+import trio
+
+from signer.enclave.session import Session
+from signer.rpc.frames import FrameDecoder, FrameError, encode_frame
+
+MAX_SESSIONS = 64
+_CHUNK = 65536  # bytes of one read
+_DRAIN = 2.0  # seconds for the calls that run when the program is told to stop
+_SEND_TIMEOUT = 30.0  # seconds for one reply: a host that does not read keeps a session's keys in memory
+
+Greet = Callable[[trio.SocketStream], Awaitable[bool]]
+
+
+class Server:
+    """Runs the sessions of the program; *new_session* makes the state of one connection."""
+
+    def __init__(self, new_session: Callable[[], Session]) -> None:
+        self._new_session = new_session
+        self._slots = trio.Semaphore(MAX_SESSIONS)
+        self._number = 0
+        self._stopping = False
+        self._waiting: set[trio.CancelScope] = set()  # of sessions between two calls, and of the accept loop
+
+    def stop(self) -> None:
+        """Accept no more; sessions between two calls end now, the others after the call they work on."""
+        self._stopping = True
+        for scope in self._waiting:
+            scope.cancel(reason="the program stops")
+
+    async def serve(self, listener: trio.SocketListener, *, greet: Greet | None = None) -> None:
+        """Serve connections until `stop`; closes *listener*. *greet* says whether a new stream may go on."""
+        async with trio.open_nursery() as sessions:
+            async with listener:
+                await self._accept(listener, greet, sessions)
+            sessions.cancel_scope.deadline = trio.current_time() + _DRAIN
+
+    async def _accept(self, listener: trio.SocketListener, greet: Greet | None, sessions: trio.Nursery) -> None:
+        while not self._stopping:
+            with trio.CancelScope() as scope:
+                self._waiting.add(scope)
+                try:
+                    await self._slots.acquire()  # before accepting: the rest wait in the backlog
+                    try:
+                        stream = await listener.accept()
+                    except BaseException:
+                        self._slots.release()
+                        raise
+                finally:
+                    self._waiting.discard(scope)
+                sessions.start_soon(self._connection, stream, greet)
+
+    async def _connection(self, stream: trio.SocketStream, greet: Greet | None) -> None:
+        self._number += 1
+        number = self._number
+        try:
+            async with stream:
+                if greet is not None and not await greet(stream):
+                    return
+                _log(f"session {number}: opened")
+                await self._session(stream, number)
+        except (trio.BrokenResourceError, trio.ClosedResourceError, trio.TooSlowError, OSError) as exc:
+            _log(f"session {number}: connection lost: {type(exc).__name__}")
+        finally:
+            self._slots.release()
+
+    async def _session(self, stream: trio.SocketStream, number: int) -> None:
+        decoder, session = FrameDecoder(), self._new_session()
+        try:
+            while chunk := await self._receive(stream):
+                decoder.receive_data(chunk)
+                while (payload := decoder.next_payload()) is not None:
+                    reply = await session.answer(payload)
+                    with trio.fail_after(_SEND_TIMEOUT):
+                        await stream.send_all(encode_frame(reply))
+            if not self._stopping:
+                decoder.receive_eof()
+        except FrameError as exc:
+            _log(f"session {number}: {exc}")
+        finally:
+            keys = session.number_of_keys
+            session.close()
+        _log(f"session {number}: closed, {keys} key(s) forgotten")
+
+    async def _receive(self, stream: trio.SocketStream) -> bytes | bytearray:
+        """The next bytes; empty at the end of the stream, and when the program stops."""
+        if self._stopping:
+            return b""
+        with trio.CancelScope() as scope:
+            self._waiting.add(scope)
+            try:
+                return await stream.receive_some(_CHUNK)
+            finally:
+                self._waiting.discard(scope)
+        return b""
+
+
+def _log(text: str) -> None:
+    print(f"enclave: {text}", file=sys.stderr, flush=True)
