@@ -1,0 +1,135 @@
+"""One connection to the enclave: calls go out in order, replies come back in order.
+
+The rule that everything here serves (weakness 1 of the reference): a reply never reaches another caller than the one
+who asked. Several calls may be on the wire; each has a slot in the queue. A caller that is cancelled leaves its slot
+behind, so that its late reply is taken from the stream and dropped. Whatever is doubtful (a reply that doesn't fit its
+call, one that nobody asked for, a broken frame, a write cut short, a reply overdue) ends the connection for all, who
+may repeat: signing is deterministic.
+"""
+
+from collections import deque
+
+import trio
+
+from signer.rpc.frames import FrameDecoder, FrameError, encode_frame
+from signer.rpc.messages import Call, MalformedReplyError, RemoteError, Result, decode_reply, encode_call
+
+_CHUNK = 65536  # bytes of one read
+
+
+class SessionLostError(Exception):
+    """The connection ended before the reply came: the call may or may not have been executed."""
+
+
+class _Slot:
+    """A call on the wire."""
+
+    __slots__ = ("call", "deadline", "error", "result", "settled")
+
+    def __init__(self, call: Call, deadline: float) -> None:
+        self.call = call
+        self.deadline = deadline  # Trio's clock
+        self.settled = trio.Event()
+        self.result: Result = None
+        self.error: Exception | None = None
+
+
+class Session:
+    """Calls over *stream*, which it takes over; *timeout* (seconds) bounds each exchange from its sending on.
+
+    `run` must be running for calls to be answered; it closes the stream when it ends.
+    """
+
+    def __init__(self, stream: trio.abc.Stream, *, timeout: float) -> None:
+        self._stream = stream
+        self._timeout = timeout
+        self._slots: deque[_Slot] = deque()
+        self._lock = trio.Lock()  # slots queue up in the order of the wire
+        self._limit = trio.CancelScope()  # its deadline is that of the oldest slot
+        self._failure: str | None = None
+
+    @property
+    def alive(self) -> bool:
+        return self._failure is None
+
+    @property
+    def failure(self) -> str:
+        """Why the connection ended, for a person."""
+        return self._failure or ""
+
+    async def run(self) -> None:
+        """Read replies until the connection ends, for whatever reason; then settle every waiting call."""
+        reason = "the session was closed"
+        try:
+            with self._limit:
+                reason = await self._read()
+            if self._limit.cancelled_caught:
+                reason = self._failure or f"the enclave did not answer within {self._timeout:g} s"
+        except (FrameError, MalformedReplyError) as exc:
+            reason = f"the enclave is out of step: {exc}"
+        except (OSError, trio.BrokenResourceError, trio.ClosedResourceError) as exc:
+            reason = f"connection lost: {exc.__cause__ or exc}"
+        finally:
+            self._end(reason)
+            await trio.aclose_forcefully(self._stream)
+
+    async def call(self, call: Call) -> Result:
+        """Send *call* and return its result.
+
+        Cancelling the caller disturbs no other call. Raises `RemoteError` (the enclave refused, nothing else
+        happened) or `SessionLostError`.
+        """
+        frame = encode_frame(encode_call(call))
+        async with self._lock:
+            if self._failure is not None:
+                raise SessionLostError(self._failure)
+            slot = _Slot(call, trio.current_time() + self._timeout)
+            self._slots.append(slot)
+            if len(self._slots) == 1:
+                self._limit.deadline = slot.deadline
+            await self._send(frame)
+        await slot.settled.wait()  # cancelled here: the slot stays, its reply is dropped
+        if slot.error is not None:
+            raise slot.error
+        return slot.result
+
+    async def _send(self, frame: bytes) -> None:
+        # Shielded from the caller's cancellation: half a request on the wire would end the session for everyone.
+        try:
+            with trio.fail_after(self._timeout, shield=True):
+                await self._stream.send_all(frame)
+        except (OSError, trio.TooSlowError, trio.BrokenResourceError, trio.ClosedResourceError) as exc:
+            self._end(f"cannot send to the enclave: {exc.__cause__ or type(exc).__name__}")
+            raise SessionLostError(self.failure) from exc
+
+    async def _read(self) -> str:
+        decoder = FrameDecoder()
+        while True:
+            chunk = await self._stream.receive_some(_CHUNK)
+            if not chunk:
+                decoder.receive_eof()
+                return "the enclave closed the connection"
+            decoder.receive_data(chunk)
+            while (payload := decoder.next_payload()) is not None:
+                self._settle(payload)
+
+    def _settle(self, payload: bytes) -> None:
+        if not self._slots:
+            raise FrameError("a reply that nobody asked for")
+        slot = self._slots[0]
+        try:
+            slot.result = decode_reply(slot.call, payload)
+        except RemoteError as exc:
+            slot.error = exc
+        self._slots.popleft()
+        self._limit.deadline = self._slots[0].deadline if self._slots else float("inf")
+        slot.settled.set()
+
+    def _end(self, reason: str) -> None:
+        if self._failure is None:
+            self._failure = reason
+        self._limit.cancel(reason=reason)
+        while self._slots:
+            slot = self._slots.popleft()
+            slot.error = SessionLostError(self._failure)
+            slot.settled.set()

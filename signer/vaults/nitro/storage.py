@@ -1,0 +1,167 @@
+"""The blobs on the host: `enclave_keys.json`, section 4.6 of the signer specification, in the reference's format.
+
+Every write is complete or absent (temporary file, fsync, rename, fsync of the directory) and happens under a lock
+file, read anew, so that two processes lose nothing to each other. A file that another process changed is noticed by
+its inode, size and time. Functions here block on the disk: they are called in a worker thread.
+"""
+
+import base64
+import binascii
+import fcntl
+import json
+import os
+import tempfile
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+from signer.errors import ConfigurationError, SignerError
+from signer.tezos.keys import PublicKeyHash
+
+_LOCK_TIMEOUT = 10.0  # seconds to wait for another process that writes
+_LOCK_RETRY = 0.02  # seconds between two tries
+_HASH, _BLOB = "public_key_hash", "encrypted_private_key"
+
+FileStamp = tuple[int, int, int] | None
+"""Inode, size and modification time in ns; None for a file that isn't there."""
+
+
+class StorageError(ConfigurationError):
+    """The key file cannot be read or written, or is damaged; the text names it and says what to do."""
+
+
+class KeyExistsError(SignerError):
+    """The key is in the file already."""
+
+    status = 400
+
+
+@dataclass(frozen=True, slots=True)
+class StoredKey:
+    """One entry: the address as written in the file, and the blob as the enclave returned it."""
+
+    public_key_hash: str
+    blob: bytes
+
+
+class FileStorage:
+    """The key file at *path*."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def stamp(self) -> FileStamp:
+        """What changes when the file does; cheap."""
+        try:
+            status = self.path.stat()
+        except FileNotFoundError:
+            return None
+        except OSError as exc:
+            raise self._error("cannot read", exc) from exc
+        return status.st_ino, status.st_size, status.st_mtime_ns
+
+    def load(self) -> list[StoredKey]:
+        """All entries in the order of the file; an absent or empty file holds none. Raises `StorageError`."""
+        return [self._entry(index, entry) for index, entry in enumerate(self._read())]
+
+    def check_writable(self) -> None:
+        """Make the directory if it is absent, and prove that the file could be written; raises `StorageError`."""
+        try:
+            self.path.parent.mkdir(mode=0o770, parents=True, exist_ok=True)
+            writable = os.access(self.path if self.path.exists() else self.path.parent, os.W_OK)
+        except OSError as exc:
+            raise self._error("cannot write", exc) from exc
+        if not writable:
+            raise StorageError(f"(Nitro/file storage): cannot write {self.path}: permission denied. Fix its owner")
+
+    def append(self, key: PublicKeyHash, blob: bytes) -> None:
+        """Add an entry durably. Raises `KeyExistsError` for a key that is there, `StorageError`."""
+        with self._locked():
+            entries = self._read()
+            if any(isinstance(entry, dict) and entry.get(_HASH) == str(key) for entry in entries):
+                raise KeyExistsError(f"(Nitro): {key} is in {self.path} already")
+            entries.append({_HASH: str(key), _BLOB: base64.b64encode(blob).decode()})
+            self._write(json.dumps(entries, indent=4))
+
+    def _read(self) -> list[object]:
+        try:
+            text = self.path.read_text(encoding="utf-8")
+        except FileNotFoundError:
+            return []
+        except (OSError, UnicodeDecodeError) as exc:
+            raise self._error("cannot read", exc) from exc
+        if not text.strip():
+            return []
+        try:
+            entries = json.loads(text)
+        except ValueError as exc:
+            raise self._damaged(str(exc)) from exc
+        if not isinstance(entries, list):
+            raise self._damaged("it is not a JSON array")
+        return entries
+
+    def _entry(self, index: int, entry: object) -> StoredKey:
+        if isinstance(entry, dict):
+            address, blob = entry.get(_HASH), entry.get(_BLOB)
+            if isinstance(address, str) and isinstance(blob, str):
+                try:
+                    return StoredKey(address, base64.b64decode(blob, validate=True))
+                except binascii.Error:
+                    return StoredKey(address, b"")  # the enclave refuses it: skipped and reported, the others serve
+        raise self._damaged(f"entry {index + 1} lacks the texts {_HASH} and {_BLOB}")
+
+    def _write(self, text: str) -> None:
+        temporary = None
+        try:
+            descriptor, temporary = tempfile.mkstemp(prefix="keys", dir=self.path.parent)  # mode 0600
+            with os.fdopen(descriptor, "w", encoding="utf-8") as file:
+                file.write(text)
+                file.flush()
+                os.fsync(file.fileno())
+            os.replace(temporary, self.path)  # noqa: PTH105
+            directory = os.open(self.path.parent, os.O_RDONLY | os.O_DIRECTORY)
+            try:
+                os.fsync(directory)
+            finally:
+                os.close(directory)
+        except OSError as exc:
+            if temporary is not None:
+                Path(temporary).unlink(missing_ok=True)
+            raise self._error("cannot write", exc) from exc
+
+    @contextmanager
+    def _locked(self) -> Iterator[None]:
+        """Hold the lock file, which is never removed: another process may be waiting for this very one."""
+        path = self.path.with_name(self.path.name + ".lock")
+        try:
+            descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        except OSError as exc:
+            raise self._error("cannot lock", exc) from exc
+        try:
+            deadline = time.monotonic() + _LOCK_TIMEOUT
+            while True:
+                try:
+                    fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                    break
+                except BlockingIOError as exc:
+                    if time.monotonic() > deadline:
+                        raise StorageError(
+                            f"(Nitro/file storage): {path} has been locked by another process for "
+                            f"{_LOCK_TIMEOUT:g} s; see which one with: fuser {path}"
+                        ) from exc
+                    time.sleep(_LOCK_RETRY)
+            yield
+        finally:
+            os.close(descriptor)
+
+    def _error(self, what: str, exc: Exception) -> StorageError:
+        reason = exc.strerror if isinstance(exc, OSError) else str(exc)
+        return StorageError(f"(Nitro/file storage): {what} {self.path}: {reason}")
+
+    def _damaged(self, reason: str) -> StorageError:
+        return StorageError(
+            f"(Nitro/file storage): {self.path} is damaged: {reason}. Nothing was changed; restore it from a copy, "
+            "or mend it by hand: it is a JSON array of entries with public_key_hash and encrypted_private_key"
+        )
