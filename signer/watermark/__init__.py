@@ -1,0 +1,1 @@
+"""Watermarks: the marks that keep one slot from being signed twice."""

@@ -1,0 +1,226 @@
+"""The marks in SQLite: schema, opening, and the statements on one row. Blocks; knows no Trio.
+
+WAL with `synchronous=FULL`: a commit returns when the mark is on the disk. Whoever checks and sets does so inside one
+`BEGIN IMMEDIATE`, reading the row from the database and never from a cache, so that two processes on one file can't
+both advance from the same mark.
+"""
+
+import os
+import sqlite3
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from signer.tezos.errors import TezosError
+from signer.tezos.keys import PublicKeyHash
+from signer.watermark.interface import Mark, MarkKey, Slot, WatermarkStoreError
+
+FILE_NAME = "watermarks.db"
+BUSY_TIMEOUT = 5.0  # seconds to wait for another process that writes
+_APPLICATION_ID = 0x545A574D  # "TZWM": tells our file from any other SQLite database
+_SCHEMA_VERSION = 1
+_QUICK_CHECK_LIMIT = 16 * 1024 * 1024  # bytes; a larger file isn't checked at start, which would take seconds
+_AUTO_CHECKPOINT = 1000  # pages of the WAL, SQLite's default: 4 MiB
+
+_SCHEMA = """
+CREATE TABLE mark (
+    chain_id TEXT NOT NULL,
+    public_key_hash TEXT NOT NULL,
+    slot TEXT NOT NULL,
+    level INTEGER NOT NULL CHECK (level BETWEEN 0 AND 2147483647),
+    round INTEGER NOT NULL CHECK (round BETWEEN 0 AND 2147483647),
+    digest BLOB,
+    signature TEXT,
+    PRIMARY KEY (chain_id, public_key_hash, slot)
+) WITHOUT ROWID;
+CREATE TABLE taken_over (source TEXT PRIMARY KEY, marks INTEGER NOT NULL) WITHOUT ROWID;
+"""
+_SELECT = "SELECT level, round, digest, signature FROM mark WHERE chain_id = ? AND public_key_hash = ? AND slot = ?"
+_REPLACE = "INSERT OR REPLACE INTO mark VALUES (?, ?, ?, ?, ?, ?, ?)"
+_REMEMBER = "UPDATE mark SET signature = ? WHERE chain_id = ? AND public_key_hash = ? AND slot = ? AND digest = ?"
+
+
+class Database:
+    """An open store at *path*; used by one thread at a time."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self._connection, self.created = _open(path)
+        self._inode = path.stat().st_ino
+
+    def close(self) -> None:
+        self._connection.close()
+
+    @contextmanager
+    def transaction(self) -> Iterator[None]:
+        """A write transaction: committed and durable at the end, rolled back on any error.
+
+        Raises `WatermarkStoreError` with what to do for everything that SQLite can meet.
+        """
+        self._check_in_place()
+        try:
+            self._connection.execute("BEGIN IMMEDIATE")
+            try:
+                yield
+                self._connection.execute("COMMIT")
+            except BaseException:
+                if self._connection.in_transaction:
+                    self._connection.execute("ROLLBACK")
+                raise
+        except sqlite3.Error as exc:
+            raise store_error(self.path, exc) from exc
+
+    @contextmanager
+    def unsynced(self) -> Iterator[None]:
+        """Commits inside survive the end of the process, not a power failure: for signatures, not for marks."""
+        try:
+            self._connection.execute("PRAGMA synchronous=OFF")
+            try:
+                yield
+            finally:
+                self._connection.execute("PRAGMA synchronous=FULL")
+        except sqlite3.Error as exc:
+            raise store_error(self.path, exc) from exc
+
+    def get(self, key: MarkKey) -> Mark | None:
+        row = self._connection.execute(_SELECT, _identity(key)).fetchone()
+        return None if row is None else Mark(*row)
+
+    def put(self, key: MarkKey, mark: Mark) -> None:
+        self._connection.execute(_REPLACE, (*_identity(key), mark.level, mark.round, mark.digest, mark.signature))
+
+    def remember(self, key: MarkKey, digest: bytes, signature: str) -> None:
+        self._connection.execute(_REMEMBER, (signature, *_identity(key), digest))
+
+    def delete(self, key: MarkKey) -> None:
+        self._connection.execute(
+            "DELETE FROM mark WHERE chain_id = ? AND public_key_hash = ? AND slot = ?", _identity(key)
+        )
+
+    def all(self) -> list[tuple[MarkKey, Mark]]:
+        """Every mark, ordered by chain, key and slot."""
+        try:
+            rows = self._connection.execute(
+                "SELECT chain_id, public_key_hash, slot, level, round, digest, signature FROM mark ORDER BY 1, 2, 3"
+            ).fetchall()
+            return [
+                (MarkKey(chain, PublicKeyHash.from_base58(pkh), Slot(slot)), Mark(*mark))
+                for chain, pkh, slot, *mark in rows
+            ]
+        except sqlite3.Error as exc:
+            raise store_error(self.path, exc) from exc
+        except (TezosError, ValueError) as exc:
+            raise _damaged(self.path, str(exc)) from exc
+
+    def taken_over(self) -> set[str]:
+        """The sources that were taken over already."""
+        return {source for (source,) in self._connection.execute("SELECT source FROM taken_over")}
+
+    def note_taken_over(self, source: str, marks: int) -> None:
+        self._connection.execute("INSERT OR REPLACE INTO taken_over VALUES (?, ?)", (source, marks))
+
+    def _check_in_place(self) -> None:
+        """A file that was moved away or replaced is written to no more: its marks would not count."""
+        try:
+            inode = os.stat(self.path).st_ino  # noqa: PTH116  # on the way of every signature
+        except OSError as exc:
+            raise WatermarkStoreError(
+                f"the watermark database {self.path} is gone: {exc.strerror}. Nothing is signed; put it back and "
+                "restart the signer"
+            ) from exc
+        if inode != self._inode:
+            raise WatermarkStoreError(
+                f"the watermark database {self.path} was replaced by another file. Nothing is signed; restart the "
+                "signer if the new file is meant to count"
+            )
+
+
+def _identity(key: MarkKey) -> tuple[str, str, str]:
+    return key.chain_id, str(key.public_key_hash), key.slot.value
+
+
+def _open(path: Path) -> tuple[sqlite3.Connection, bool]:
+    created = not path.exists()
+    try:
+        if created:
+            _create_file(path)
+        connection = sqlite3.connect(path, timeout=BUSY_TIMEOUT, isolation_level=None, check_same_thread=False)
+    except (OSError, sqlite3.Error) as exc:
+        raise store_error(path, exc) from exc
+    try:
+        created = _prepare(connection, path)
+    except sqlite3.Error as exc:
+        connection.close()
+        raise store_error(path, exc) from exc
+    except BaseException:
+        connection.close()
+        raise
+    return connection, created
+
+
+def _create_file(path: Path) -> None:
+    """An empty file with mode 0600 whose directory entry is on the disk."""
+    os.close(os.open(path, os.O_RDWR | os.O_CREAT, 0o600))
+    directory = os.open(path.parent, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        os.fsync(directory)
+    finally:
+        os.close(directory)
+
+
+def _prepare(connection: sqlite3.Connection, path: Path) -> bool:
+    """Settings, schema and checks; returns whether the database is new."""
+    connection.execute("PRAGMA journal_mode=WAL")
+    connection.execute("PRAGMA synchronous=FULL")
+    connection.execute(f"PRAGMA wal_autocheckpoint={_AUTO_CHECKPOINT}")
+    connection.execute("BEGIN IMMEDIATE")
+    (application,) = connection.execute("PRAGMA application_id").fetchone()
+    (version,) = connection.execute("PRAGMA user_version").fetchone()
+    (tables,) = connection.execute("SELECT count(*) FROM sqlite_master").fetchone()
+    is_new = application == 0 and version == 0 and tables == 0
+    if is_new:
+        for statement in _SCHEMA.strip().split(";\n"):
+            connection.execute(statement)
+        connection.execute(f"PRAGMA application_id={_APPLICATION_ID}")
+        connection.execute(f"PRAGMA user_version={_SCHEMA_VERSION}")
+    connection.execute("COMMIT")
+    if is_new:
+        return True
+    if application != _APPLICATION_ID:
+        raise WatermarkStoreError(f"{path} is a database of another program; move it away or set another base_dir")
+    if version != _SCHEMA_VERSION:
+        raise WatermarkStoreError(
+            f"{path} has schema version {version}, this program knows {_SCHEMA_VERSION}: run the newer signer"
+        )
+    if path.stat().st_size <= _QUICK_CHECK_LIMIT:
+        (verdict,) = connection.execute("PRAGMA quick_check(1)").fetchone()
+        if verdict != "ok":
+            raise _damaged(path, verdict)
+    return False
+
+
+def store_error(path: Path, exc: Exception) -> WatermarkStoreError:
+    """What SQLite or the system said, with what to do about it."""
+    if isinstance(exc, WatermarkStoreError):
+        return exc
+    name = getattr(exc, "sqlite_errorname", "") or ""
+    text = exc.strerror if isinstance(exc, OSError) and exc.strerror else str(exc)
+    if name.startswith("SQLITE_FULL") or "No space left" in text:
+        advice = "the disk is full: make room, the signer then goes on by itself"
+    elif name.startswith(("SQLITE_BUSY", "SQLITE_LOCKED")):
+        advice = f"another process has kept it locked for {BUSY_TIMEOUT:g} s: find it with: fuser {path}"
+    elif name.startswith(("SQLITE_CORRUPT", "SQLITE_NOTADB")):
+        return _damaged(path, text)
+    elif name.startswith(("SQLITE_READONLY", "SQLITE_CANTOPEN", "SQLITE_PERM")) or isinstance(exc, OSError):
+        advice = f"make {path.parent} and the file writable for the signer's user"
+    else:
+        advice = "look at the disk and the system's log"
+    return WatermarkStoreError(f"watermark database {path}: {text}; nothing is signed; {advice}")
+
+
+def _damaged(path: Path, reason: str) -> WatermarkStoreError:
+    return WatermarkStoreError(
+        f"watermark database {path} is damaged: {reason}. Nothing is signed. Keep it; restore a copy that "
+        "holds the last signed levels, or start a new one in an empty base_dir and raise each mark above the chain's "
+        "current level with: signer watermark set"
+    )
