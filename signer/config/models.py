@@ -1,0 +1,266 @@
+"""The configuration as frozen models; section 1 of the signer specification, and what we add to it.
+
+Field descriptions are the reference documentation in short; `docs/configuration.md` has it at length. Durations are in
+seconds, sizes in bytes.
+"""
+
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Annotated, Any, Self
+
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    SecretStr,
+    field_validator,
+    model_validator,
+)
+from pydantic_core import PydanticCustomError
+
+from proxy import address
+from signer.tezos.errors import TezosError
+from signer.tezos.keys import PublicKey, PublicKeyHash, parse_chain_id
+
+DEFAULT_BASE_DIR = "/var/lib/signatory"
+DEFAULT_CID = 16  # commonly the first that nitro-cli hands out
+DEFAULT_ENCLAVE_PORT = 2000
+_MAX_UINT32 = 2**32 - 1
+_HOST = re.compile(r"[A-Za-z0-9]([A-Za-z0-9-]{0,62})(\.[A-Za-z0-9]([A-Za-z0-9-]{0,62}))*\.?")
+_IPV6 = re.compile(r"\[[0-9A-Fa-f:.%]+\]")
+
+
+class Strict(BaseModel):
+    """Base of all sections: frozen, unknown keys refused, values never repeated in error texts."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, arbitrary_types_allowed=True, hide_input_in_errors=True)
+
+
+def _host_port(text: object) -> object:
+    if not isinstance(text, str) or not is_host_port(text):
+        raise PydanticCustomError("hostname_port", "expected host:port, a port from 1 to 65535")
+    return text
+
+
+def is_host_port(text: str) -> bool:
+    """Whether *text* is `host:port`, `:port` or `[IPv6]:port`."""
+    host, colon, port = text.rpartition(":")
+    if not colon or not (port.isascii() and port.isdigit()) or not 1 <= int(port) <= 65535:
+        return False
+    return host == "" or _HOST.fullmatch(host) is not None or _IPV6.fullmatch(host) is not None
+
+
+HostPort = Annotated[str, BeforeValidator(_host_port)]
+
+
+def _go_integer(value: object) -> object:
+    """Integers as Go parses them: 16, 0x10, 0o20, 020, 0b10000, 1_000; from text, too."""
+    if isinstance(value, str):
+        text = value.strip()
+        if re.fullmatch(r"0[0-7_]+", text):
+            text = "0o" + text[1:]
+        try:
+            return int(text, 0)
+        except ValueError:
+            raise PydanticCustomError("integer", "expected an integer") from None
+    if isinstance(value, bool):
+        raise PydanticCustomError("integer", "expected an integer")
+    return value
+
+
+Uint32 = Annotated[int, BeforeValidator(_go_integer), Field(ge=0, le=_MAX_UINT32)]
+Port = Annotated[int, BeforeValidator(_go_integer), Field(ge=1, le=_MAX_UINT32)]
+Seconds = Annotated[float, Field(gt=0, le=3600)]
+
+
+def _public_keys(value: object) -> object:
+    """A scalar, or a sequence of scalars and sequences, flattened in order."""
+    if value is None:
+        return None
+    flat: list[PublicKey] = []
+    waiting = [value]
+    while waiting:
+        item = waiting.pop(0)
+        if isinstance(item, list):
+            waiting[:0] = item
+        elif isinstance(item, str):
+            try:
+                flat.append(PublicKey.from_base58(item))
+            except TezosError as exc:
+                raise PydanticCustomError("public_key", "{text}", {"text": str(exc)}) from None
+        else:
+            raise PydanticCustomError("public_key", "expected a public key, or a list of public keys")
+    return tuple(flat)
+
+
+AuthorizedKeys = Annotated[tuple[PublicKey, ...] | None, BeforeValidator(_public_keys)]
+
+
+class Server(Strict):
+    """`server`."""
+
+    address: HostPort = ":6732"
+    utility_address: HostPort = ":9583"
+    authorized_keys: AuthorizedKeys = None
+    jwt: Mapping[str, Any] | None = Field(default=None, repr=False)
+    known_keys: bool = False  # whether GET /known_keys lists the keys
+    path_prefix: str = ""  # in front of every route of the signing API, "/signer/v1"
+    max_body_bytes: Annotated[int, Field(ge=1024, le=1024 * 1024)] = 256 * 1024
+    header_timeout: Seconds = 5.0
+    body_timeout: Seconds = 10.0
+    keep_alive_timeout: Seconds = 75.0
+    shutdown_timeout: Seconds = 10.0
+
+    @field_validator("path_prefix")
+    @classmethod
+    def _prefix(cls, value: str) -> str:
+        stripped = value.strip("/")
+        if not re.fullmatch(r"[A-Za-z0-9._~/-]*", stripped):
+            raise PydanticCustomError("prefix", "expected a path such as /signer/v1")
+        return f"/{stripped}" if stripped else ""
+
+
+class AwsCredentials(Strict):
+    """The AWS credential block; what is empty comes from the SDK's chain."""
+
+    access_key_id: str = ""
+    secret_access_key: SecretStr = SecretStr("")
+    session_token: SecretStr = SecretStr("")
+    region: str = ""
+
+
+class AwsTable(AwsCredentials):
+    """A DynamoDB table and the credentials for it."""
+
+    table: str = ""
+
+
+class Storage(Strict):
+    """`storage` of a nitro vault: where its blobs are."""
+
+    driver: str = "file"
+    config: str | AwsTable | None = None
+
+
+class NitroSettings(Strict):
+    """`config` of a vault with driver `nitro`."""
+
+    enclave_cid: Uint32 | None = None
+    enclave_port: Port | None = None
+    enclave_address: str | None = None
+    encryption_key_id: str = ""
+    proxy_local_port: Port = 8000
+    proxy_remote_address: str = ""
+    storage: Storage | None = None
+    credentials: AwsCredentials = AwsCredentials()
+    connect_timeout: Seconds = 5.0
+    exchange_timeout: Seconds = 10.0
+    wait_timeout: Seconds = 2.5
+
+    @field_validator("enclave_address")
+    @classmethod
+    def _address(cls, value: str | None) -> str | None:
+        if value is not None:
+            try:
+                address.parse(value)
+            except address.AddressError as exc:
+                raise PydanticCustomError("address", "{text}", {"text": str(exc)}) from None
+        return value
+
+    @field_validator("credentials", mode="before")
+    @classmethod
+    def _no_credentials(cls, value: object) -> object:
+        return {} if value is None else value
+
+    @field_validator("proxy_remote_address")
+    @classmethod
+    def _remote(cls, value: str) -> str:
+        if value and not is_host_port(value):
+            raise PydanticCustomError("hostname_port", "expected host:port, a port from 1 to 65535")
+        return value
+
+    @model_validator(mode="after")
+    def _one_address(self) -> Self:
+        if self.enclave_address is not None and (self.enclave_cid is not None or self.enclave_port is not None):
+            raise PydanticCustomError("address", "enclave_address takes the place of enclave_cid and enclave_port")
+        if not self.encryption_key_id:
+            raise PydanticCustomError("key_id", "(Nitro): missing encryption key id")
+        return self
+
+    @property
+    def enclave(self) -> address.Address:
+        """Where the enclave listens."""
+        if self.enclave_address is not None:
+            return address.parse(self.enclave_address)
+        cid = DEFAULT_CID if self.enclave_cid is None else self.enclave_cid
+        return address.VsockAddress(cid, self.enclave_port or DEFAULT_ENCLAVE_PORT)
+
+
+class Vault(Strict):
+    """One entry of `vaults`; *config* is the driver's own model."""
+
+    driver: str
+    config: NitroSettings | AwsCredentials
+
+
+class Watermark(Strict):
+    """`watermark`."""
+
+    driver: str = "file"
+    config: AwsTable | None = None
+
+
+class PolicyHook(Strict):
+    """`policy_hook`."""
+
+    address: str = ""
+    authorized_keys: AuthorizedKeys = None
+
+
+def _chain(text: str) -> str:
+    try:
+        parse_chain_id(text)
+    except TezosError as exc:
+        raise PydanticCustomError("chain_id", "{text}", {"text": str(exc)}) from None
+    return text
+
+
+class Policy(Strict):
+    """One entry of `tezos`, as written."""
+
+    allow: dict[str, list[str] | None] | None = None
+    allowed_operations: list[str] | None = None
+    allowed_kinds: list[str] | None = None
+    allowed_chains: list[Annotated[str, AfterValidator(_chain)]] | None = None
+    allow_proof_of_possession: bool = False
+    log_payloads: bool = False
+    authorized_keys: AuthorizedKeys = None
+    jwt_users: list[str] | None = None
+    vault: str | None = None
+    strict_forms: bool = False  # refuse slot forms with a tz4 key, BLS forms with any other
+
+
+def _address_key(text: object) -> object:
+    if isinstance(text, PublicKeyHash):
+        return text
+    try:
+        return PublicKeyHash.from_base58(str(text))
+    except TezosError as exc:
+        raise PydanticCustomError("public_key_hash", "{text}", {"text": str(exc)}) from None
+
+
+KeyHash = Annotated[PublicKeyHash, BeforeValidator(_address_key)]
+
+
+class Settings(Strict):
+    """The whole configuration."""
+
+    server: Server = Server()
+    vaults: dict[str, Vault] = {}
+    tezos: dict[KeyHash, Policy | None] = {}
+    watermark: Watermark = Watermark()
+    policy_hook: PolicyHook | None = None
+    base_dir: Path = Path(DEFAULT_BASE_DIR)

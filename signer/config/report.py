@@ -1,0 +1,90 @@
+"""What to say about a configuration: its effective settings, warnings, and what it asks for in vain."""
+
+from pathlib import Path
+from typing import Any
+
+import yaml
+from pydantic import SecretStr
+
+from signer.config.models import NitroSettings, Settings, Strict
+from signer.config.policies import compile_policy
+from signer.tezos.keys import PublicKey, PublicKeyHash
+
+_HIDDEN = "(set, not shown)"
+
+
+def warnings(settings: Settings) -> list[str]:
+    """What works but should be changed, for a person."""
+    found = [text for pkh, policy in settings.tezos.items() for text in compile_policy(pkh, policy).warnings]
+    if settings.watermark.driver == "mem":
+        found.append("watermark.driver: mem forgets every mark at exit; a restart can sign one slot twice")
+    return found
+
+
+def unsupported(settings: Settings) -> list[str]:
+    """What the configuration asks for and this version doesn't do: the signer refuses to start, never ignores it."""
+    later = "is not supported by this version of the signer; remove it, or stay with the signer that does it"
+    found = []
+    if settings.server.jwt is not None and settings.server.authorized_keys is not None:
+        found.append("cannot use both JWT and static authorized keys")
+    if settings.server.jwt is not None:
+        found.append(f"server.jwt: authentication by JWT {later}")
+    if settings.server.authorized_keys is not None:
+        found.append(f"server.authorized_keys: client authentication {later}")
+    if settings.policy_hook is not None and settings.policy_hook.address:
+        found.append(f"policy_hook: the policy hook {later}")
+    if settings.watermark.driver in ("aws", "dynamodb"):
+        found.append(f"watermark.driver: marks in DynamoDB {later}")
+    for name, vault in settings.vaults.items():
+        if not isinstance(vault.config, NitroSettings):
+            found.append(f"vaults.{name}: the driver {vault.driver} {later}")
+            continue
+        if vault.config.storage is not None and vault.config.storage.driver != "file":
+            found.append(f"vaults.{name}.config.storage: key storage in DynamoDB {later}")
+        if vault.config.proxy_remote_address:
+            found.append(
+                f"vaults.{name}.config.proxy_remote_address: the built-in proxy {later}. "
+                "Run a vsock proxy beside the signer"
+            )
+    for pkh, policy in settings.tezos.items():
+        if policy is not None and policy.authorized_keys is not None:
+            found.append(f"tezos.{pkh}.authorized_keys: client authentication {later}")
+        if policy is not None and policy.jwt_users is not None:
+            found.append(f"tezos.{pkh}.jwt_users: authentication by JWT {later}")
+    return found
+
+
+def effective(settings: Settings) -> str:
+    """All settings that count, defaults included, as YAML without secrets."""
+    tree = _plain(settings)
+    assert isinstance(tree, dict)
+    for pkh, policy in settings.tezos.items():
+        compiled = compile_policy(pkh, policy)
+        entry = tree["tezos"][str(pkh)] or {}
+        for old in ("allowed_operations", "allowed_kinds"):
+            entry.pop(old, None)
+        entry["allow"] = {kind: list(compiled.operations) if kind == "generic" else None for kind in compiled.requests}
+        tree["tezos"][str(pkh)] = entry
+    return yaml.safe_dump(tree, sort_keys=False, allow_unicode=True)
+
+
+def _plain(value: object) -> Any:
+    match value:
+        case Strict():
+            fields = {name: _plain(getattr(value, name)) for name in type(value).model_fields}
+            if isinstance(value, NitroSettings):
+                fields["enclave_address"] = str(value.enclave)
+                del fields["enclave_cid"], fields["enclave_port"]
+            if "jwt" in fields and fields["jwt"] is not None:
+                fields["jwt"] = _HIDDEN
+            return fields
+        case SecretStr():
+            return _HIDDEN if value.get_secret_value() else ""
+        case PublicKey() | PublicKeyHash() | Path():
+            return str(value)
+        case dict():
+            return {str(key): _plain(item) for key, item in value.items()}
+        case list() | tuple():
+            return [_plain(item) for item in value]
+        case _:
+            return value
