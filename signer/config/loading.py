@@ -20,9 +20,11 @@ from pydantic_core import ErrorDetails
 from signer.config import models
 from signer.config._yaml import Document, Value, YamlError, parse
 from signer.config._yaml import Path as KeyPath
-from signer.config.models import NitroSettings, Settings
+from signer.config.models import NitroSettings, Policy, Settings
 from signer.config.policies import compile_policy
 from signer.errors import ConfigurationError
+from signer.tezos.errors import TezosError
+from signer.tezos.keys import PublicKeyHash
 
 VAULT_DRIVERS: dict[str, type[BaseModel]] = {"nitro": NitroSettings, "awskms": models.AwsCredentials}
 STORAGE_DRIVERS = ("file", "aws", "dynamodb")
@@ -141,11 +143,10 @@ class _Loader:
         self._drop_nulls(tree, "server")
         self._drop_nulls(tree, "watermark")
         self._check_watermark(tree)
+        names = tuple(tree["vaults"]) if isinstance(tree.get("vaults"), dict) else ()
         self._vaults(tree)
-        settings = self._validate(Settings, tree, ())
-        if settings is not None:
-            self._check_policies(settings)
-        return settings
+        self._policies(tree, names)
+        return self._validate(Settings, tree, ())
 
     def _base_dir(self, flag: str, value: object) -> object:
         text = flag or value
@@ -225,9 +226,8 @@ class _Loader:
                 continue
             if key in ("enclave_cid", "enclave_port") and "enclave_address" in filled:
                 continue
-            filled[key] = value
-            self._document.lines.pop((*path, key), None)
-            self._note_environment(path, key, variable, value)
+            if self._is_usable(path, key, variable, value):
+                filled[key] = value
         storage = filled.get("storage")
         if isinstance(storage, dict):
             self._check_storage(storage, (*path, "storage"))
@@ -236,12 +236,14 @@ class _Loader:
                 filled["storage"] = storage | {"config": expanded}
         return filled
 
-    def _note_environment(self, path: KeyPath, key: str, variable: str, value: str) -> None:
-        """An unparsable value is an error, and says which variable holds it (weakness 13)."""
+    def _is_usable(self, path: KeyPath, key: str, variable: str, value: str) -> bool:
+        """Whether the variable holds what the key takes; if not, that is a fault (weakness 13)."""
         try:
             NitroSettings.model_validate({"encryption_key_id": "x", key: value})
         except ValidationError as exc:
             self.fault(path, f"the environment variable {variable}: {exc.errors()[0]['msg']}, got {value!r}")
+            return False
+        return True
 
     def _check_storage(self, storage: Mapping[str, Any], path: KeyPath) -> None:
         driver = storage.get("driver", "file")
@@ -252,15 +254,26 @@ class _Loader:
         elif driver == "file" and not isinstance(storage.get("config"), str | None):
             self.fault((*path, "config"), "expected the path of the key file")
 
-    def _check_policies(self, settings: Settings) -> None:
-        for pkh, policy in settings.tezos.items():
+    def _policies(self, tree: dict[str, Any], vaults: tuple[str, ...]) -> None:
+        """Check each key's policy by itself, so that one fault hides no other."""
+        section = tree.get("tezos")
+        if not isinstance(section, dict):
+            return
+        checked: dict[PublicKeyHash, Policy | None] = {}
+        for address, written in section.items():
+            path: KeyPath = ("tezos", address)
+            policy = None if written is None else self._validate(Policy, written, path)
+            try:
+                pkh = PublicKeyHash.from_base58(address)
+            except TezosError as exc:
+                self.fault(path, str(exc))
+                continue
+            checked[pkh] = policy
             for key, text in compile_policy(pkh, policy).faults:
-                self.fault(("tezos", str(pkh), key), text)
-            if policy is not None and policy.vault is not None and policy.vault not in settings.vaults:
-                names = tuple(settings.vaults)
-                self.fault(
-                    ("tezos", str(pkh), "vault"), f"no vault is called {policy.vault}" + _nearest(policy.vault, names)
-                )
+                self.fault((*path, key), text)
+            if policy is not None and policy.vault is not None and policy.vault not in vaults:
+                self.fault((*path, "vault"), f"no vault is called {policy.vault}" + _nearest(policy.vault, vaults))
+        tree["tezos"] = checked
 
     def _validate(self, model: type[_M], value: object, path: KeyPath) -> _M | None:
         try:

@@ -1,0 +1,1 @@
+"""What the signer tells about itself: logs and metrics."""

@@ -1,0 +1,138 @@
+"""Structured logs on standard error; section 9 of the signer specification.
+
+`configure` is called once by the command line. A line is logfmt (`time="…" level=info msg="…" key=value`), a shorter
+coloured form on a terminal, or JSON on request. As a last line of defence, values under telling names and everything
+that looks like a secret key are masked; the first line is that nobody logs them. A log that cannot be written never
+disturbs the signer.
+"""
+
+import contextlib
+import json
+import logging
+import re
+import sys
+from collections.abc import Mapping, MutableMapping
+from datetime import UTC, datetime
+from typing import Any, TextIO
+
+import structlog
+
+LEVELS = {
+    "panic": logging.CRITICAL,
+    "fatal": logging.CRITICAL,
+    "error": logging.ERROR,
+    "warn": logging.WARNING,
+    "warning": logging.WARNING,
+    "info": logging.INFO,
+    "debug": logging.DEBUG,
+    "trace": logging.DEBUG,
+}
+_SHORT = {"critical": "FATA", "error": "ERRO", "warning": "WARN", "info": "INFO", "debug": "DEBU"}
+_COLOURS = {"critical": "31", "error": "31", "warning": "33", "info": "36", "debug": "37"}
+_MASK = "***"
+_TELLING = re.compile(r"secret|password|passphrase|token|credential|private", re.IGNORECASE)
+_SECRET_KEY = re.compile(r"\b(edsk|spsk|p2sk|BLsk|edesk|spesk|p2esk|BLesk)[1-9A-HJ-NP-Za-km-z]{20,}")
+_PLAIN = re.compile(r"[A-Za-z0-9._/@^+:,\[\]-]+")
+
+Event = MutableMapping[str, Any]
+
+
+def configure(level: str = "info", *, json_lines: bool = False, stream: TextIO | None = None) -> None:
+    """Set up logging for the process; *level* is one of `LEVELS`."""
+    target = stream or sys.stderr
+    threshold = LEVELS[level]
+    if json_lines:
+        render = _render_json
+    elif target.isatty():
+        render = _render_terminal
+    else:
+        render = _render_logfmt
+    structlog.configure(
+        processors=[structlog.stdlib.add_log_level, _mask, structlog.processors.format_exc_info, render],
+        wrapper_class=structlog.make_filtering_bound_logger(threshold),
+        logger_factory=lambda *_: _Writer(target),
+        cache_logger_on_first_use=True,
+    )
+    root = logging.getLogger()
+    root.handlers[:] = [_StandardHandler()]
+    root.setLevel(max(threshold, logging.WARNING))  # libraries speak up only when something is wrong
+
+
+class _Writer:
+    """Writes whole lines; a closed pipe or a full disk is not the signer's fault."""
+
+    def __init__(self, stream: TextIO) -> None:
+        self._stream = stream
+
+    def write(self, line: str) -> None:
+        with contextlib.suppress(OSError, ValueError):
+            self._stream.write(line + "\n")
+            self._stream.flush()
+
+    debug = info = warning = error = critical = exception = msg = write
+
+
+class _StandardHandler(logging.Handler):
+    """Hands records of the standard library's logging to structlog."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        log = structlog.get_logger(record.name)
+        log.log(record.levelno, record.getMessage(), exc_info=record.exc_info, source=record.name)
+
+
+def _mask(_logger: object, _method: str, event: Event) -> Event:
+    for key, value in event.items():
+        if isinstance(value, str):
+            if _TELLING.search(key):
+                event[key] = _MASK
+            elif len(value) >= 50 and "sk" in value:  # the shortest secret key has 54 characters
+                event[key] = _SECRET_KEY.sub(_mask_key, value)
+    return event
+
+
+def _mask_key(match: re.Match[str]) -> str:
+    return match[1] + _MASK
+
+
+def _now() -> str:
+    return datetime.now(tz=UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
+
+
+def _parts(event: Event) -> tuple[str, str, Mapping[str, Any]]:
+    level = event.pop("level", "info")
+    return level, str(event.pop("event", "")), event
+
+
+def _render_json(_logger: object, _method: str, event: Event) -> str:
+    level, message, fields = _parts(event)
+    return json.dumps({"time": _now(), "level": level, "msg": message, **fields}, default=str, ensure_ascii=False)
+
+
+def _render_logfmt(_logger: object, _method: str, event: Event) -> str:
+    level, message, fields = _parts(event)
+    trace = fields.pop("exception", None) if isinstance(fields, dict) else None
+    line = f'time="{_now()}" level={level} msg={_quote(message)}{_pairs(fields)}'
+    return line if trace is None else f"{line}\n{trace}"
+
+
+def _render_terminal(_logger: object, _method: str, event: Event) -> str:
+    level, message, fields = _parts(event)
+    trace = fields.pop("exception", None) if isinstance(fields, dict) else None
+    clock = datetime.now().astimezone().strftime("%H:%M:%S")
+    line = f"\x1b[{_COLOURS.get(level, '0')}m{_SHORT.get(level, level)}\x1b[0m[{clock}] {message}{_pairs(fields)}"
+    return line if trace is None else f"{line}\n{trace}"
+
+
+def _pairs(fields: Mapping[str, Any]) -> str:
+    return "".join(f" {key}={_value(value)}" for key, value in fields.items())
+
+
+def _value(value: object) -> str:
+    if isinstance(value, dict):
+        return "map[" + " ".join(f"{key}:{item}" for key, item in value.items()) + "]"
+    text = str(value)
+    return text if _PLAIN.fullmatch(text) else json.dumps(text, ensure_ascii=False)
+
+
+def _quote(text: str) -> str:
+    return json.dumps(text, ensure_ascii=False)

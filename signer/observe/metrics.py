@@ -1,0 +1,165 @@
+"""Prometheus metrics with the names, labels and buckets of the reference; section 8 of the signer specification.
+
+Label values are bounded: what a client can choose freely (an address of no key of ours, a round, an error text) is
+folded into `unknown` or `other`, so that nobody fills the memory of signer and Prometheus (weakness 42).
+"""
+
+import platform
+from collections.abc import Sequence
+
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
+from prometheus_client.gc_collector import GCCollector
+from prometheus_client.platform_collector import PlatformCollector
+from prometheus_client.process_collector import ProcessCollector
+
+from signer import __version__
+
+CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
+_MILLISECONDS = (10, 100, 1000, 10000, 100000)
+_OPERATION_SECONDS = tuple(0.001 * 2**k for k in range(10))
+_IO_SECONDS = tuple(0.0001 * 2**k for k in range(14))
+_MAX_ROUND = 63  # a higher round is counted as `other`
+_MAX_CHAINS = 64  # distinct chain ids; a key without allowed_chains signs for any
+OTHER = "other"
+
+
+class Metrics:
+    """All metrics of one signer, in a registry of their own."""
+
+    def __init__(self) -> None:
+        registry = self.registry = CollectorRegistry()
+        ProcessCollector(registry=registry)
+        PlatformCollector(registry=registry)
+        GCCollector(registry=registry)
+        self._chains: set[str] = set()
+        self._addresses: set[str] = set()
+
+        def counter(name: str, text: str, *labels: str) -> Counter:
+            return Counter(name, text, labels, registry=registry)
+
+        def histogram(name: str, text: str, buckets: Sequence[float], *labels: str) -> Histogram:
+            return Histogram(name, text, labels, buckets=buckets, registry=registry)
+
+        self._handler = counter("sign_handler_requests", "Signing requests answered", "address", "status")
+        self._handler_time = histogram(
+            "sign_handler_request_duration_milliseconds", "Time to answer", _MILLISECONDS, "address", "status"
+        )
+        self._signed = counter("signing_ops", "Operations signed", "address", "vault", "op", "kind", "chain_id")
+        self._vault_time = histogram(
+            "vault_sign_request_duration_milliseconds",
+            "Time of the vault to sign",
+            _MILLISECONDS,
+            "vault",
+            "address",
+            "op",
+            "chain_id",
+        )
+        self._vault_errors = counter("vault_sign_request_error", "Failed signings", "vault", "code", "chain_id")
+        self._rounds = counter(
+            "consensus_round", "Consensus requests signed by round", "address", "operation_type", "chain_id", "round"
+        )
+        self._violations = counter(
+            "policy_violation", "Requests refused by policy", "violation_type", "address", "operation_type"
+        )
+        self._refusals = counter(
+            "watermark_rejection",
+            "Requests refused by watermark",
+            "address",
+            "operation_type",
+            "chain_id",
+            "reason",
+        )
+        self._authentication = counter(
+            "authentication_failure", "Failed authentications", "status", "auth_method", "client_ip"
+        )
+        self._mark_operations = counter("watermark_operations", "Watermark checks", "result", "backend", "request_type")
+        self._mark_time = histogram(
+            "watermark_operation_duration_seconds", "Time of a watermark check", _OPERATION_SECONDS, "backend"
+        )
+        self._io = counter(
+            "watermark_io_operations", "Accesses to the store", "backend", "operation", "table_name", "result"
+        )
+        self._io_time = histogram(
+            "watermark_io_latency_seconds", "Time of an access", _IO_SECONDS, "backend", "operation", "table_name"
+        )
+        self._io_errors = counter(
+            "watermark_io_errors", "Failed accesses", "backend", "error_type", "table_name", "operation"
+        )
+        self._vault_up = Gauge("vault_up", "Whether the vault can be asked now", ["vault"], registry=registry)
+        self._vault_keys = Gauge("vault_keys", "Keys usable now", ["vault"], registry=registry)
+        Gauge(
+            "signatory_build_info",
+            "Build of this program",
+            ["path", "version", "checksum", "revision", "branch"],
+            registry=registry,
+        ).labels("nitro-signer", __version__, "(unknown)", "(unknown)", platform.python_version()).set(1)
+
+    def exposition(self) -> bytes:
+        """The text that `/metrics` answers."""
+        return generate_latest(self.registry)
+
+    def know_addresses(self, addresses: Sequence[str]) -> None:
+        """Addresses that may stand in a label; every other is `unknown`."""
+        self._addresses.update(addresses)
+
+    def handled(self, address: str, status: str, seconds: float) -> None:
+        """One answered `POST /keys/…`; *status* is the text of the HTTP status."""
+        address = self._address(address)
+        self._handler.labels(address, status).inc()
+        self._handler_time.labels(address, status).observe(seconds * 1000)
+
+    def signed(
+        self, address: str, vault: str, kind: str, operations: Sequence[str], chain_id: str, round: int | None
+    ) -> None:
+        """One request signed; a batch counts once for each of its operations."""
+        chain_id = self._chain(chain_id)
+        for operation in operations or (kind,):
+            self._signed.labels(address, vault, kind, operation, chain_id).inc()
+        if round is not None:
+            self._rounds.labels(address, kind, chain_id, str(round) if round <= _MAX_ROUND else OTHER).inc()
+
+    def vault_signed(self, vault: str, address: str, kind: str, chain_id: str, seconds: float) -> None:
+        """The vault made one signature."""
+        self._vault_time.labels(vault, address, kind, self._chain(chain_id)).observe(seconds * 1000)
+
+    def vault_error(self, vault: str, code: str, chain_id: str) -> None:
+        """A signing failed after the checks; *code* is the HTTP status, or `n/a`."""
+        self._vault_errors.labels(vault, code, self._chain(chain_id)).inc()
+
+    def policy_violation(self, violation: str, address: str) -> None:
+        """A request was refused; *violation* is `form`, or the refused kind."""
+        self._violations.labels(violation, self._address(address), "request").inc()
+
+    def watermark_refused(self, address: str, kind: str, chain_id: str, reason: str, vault: str) -> None:
+        """The watermark refused a request; *reason* is one of the bounded ones."""
+        self._refusals.labels(address, kind, self._chain(chain_id), reason).inc()
+        self.vault_error(vault, "409", chain_id)
+
+    def watermark_operation(self, backend: str, kind: str, *, refused: bool) -> None:
+        """One check, also for requests that have no watermark."""
+        self._mark_operations.labels("rejected" if refused else "success", backend, kind).inc()
+
+    def watermark_duration(self, backend: str, seconds: float) -> None:
+        self._mark_time.labels(backend).observe(seconds)
+
+    def watermark_io(self, operation: str, seconds: float, error: str | None) -> None:
+        """One access to the file store; thread-safe."""
+        self._io.labels("file", operation, "", "success" if error is None else "error").inc()
+        self._io_time.labels("file", operation, "").observe(seconds)
+        if error is not None:
+            self._io_errors.labels("file", error, "", operation).inc()
+
+    def vault_state(self, vault: str, *, up: bool, keys: int) -> None:
+        self._vault_up.labels(vault).set(int(up))
+        self._vault_keys.labels(vault).set(keys)
+
+    def _address(self, address: str) -> str:
+        return address if address in self._addresses else "unknown"
+
+    def _chain(self, chain_id: str) -> str:
+        if chain_id == "" or chain_id in self._chains:
+            return chain_id
+        if len(self._chains) >= _MAX_CHAINS:
+            return OTHER
+        self._chains.add(chain_id)
+        return chain_id

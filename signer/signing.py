@@ -1,0 +1,455 @@
+"""The way of one request: decode, policy, then watermark and signature side by side, verify, reply.
+
+Implements sections 3.1 and 3.8 of the signer specification with the order of the design: everything refusable is
+refused before the watermark moves, and a signature leaves only when the mark is durable **and** the signature has
+been verified against the key. HTTP, and how a vault makes a signature, are left to others.
+
+A request that has passed the checks becomes a *flight*: it runs in this module's own nursery, not in its caller's
+task. So a caller that goes away changes nothing: the exchange with the vault is finished, mark and signature are
+kept for the repeat. Equal requests in flight share one flight and receive the same signature.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import structlog
+import trio
+
+from signer import crypto
+from signer.errors import KeyNotFoundError, MalformedRequestError, RefusedError, SignerError, UnavailableError
+from signer.observe.metrics import Metrics
+from signer.policy import Caller, KeyPolicy, check_possession, check_request
+from signer.tezos.errors import TezosError
+from signer.tezos.keys import Curve, PublicKey, PublicKeyHash, Signature, digest_of
+from signer.tezos.requests import Request, decode
+from signer.vaults.interface import Vault, VaultKey
+from signer.watermark.interface import (
+    SLOT_OF_KIND,
+    MarkKey,
+    WatermarkRefusedError,
+    WatermarkStore,
+    WatermarkStoreError,
+)
+
+logger = structlog.get_logger(__name__)
+
+__all__ = ["Caller", "SignatureMismatchError", "Signing"]
+
+MAX_VERIFY_BATCH = 32  # signatures; bounds how long one batch keeps the event loop, some 10 ms
+
+
+class SignatureMismatchError(SignerError):
+    """The vault returned a signature that does not verify: it was thrown away and never left."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Order:
+    """A request that passed all checks: what is to be signed, by which key, where."""
+
+    key: VaultKey
+    pkh: PublicKeyHash
+    vault: Vault
+    message: bytes
+    digest: bytes
+    version: int
+    request: Request
+
+    @property
+    def identity(self) -> tuple[PublicKeyHash, bytes, int]:
+        """Equal for requests that must get the same signature."""
+        scheme = self.version if self.pkh.curve is Curve.BLS12_381 else 0
+        return (self.pkh, self.digest, scheme)
+
+
+class _Flight:
+    """One order on its way, and everybody who waits for it."""
+
+    __slots__ = ("done", "error", "replayed", "signature")
+
+    def __init__(self) -> None:
+        self.done = trio.Event()
+        self.signature: Signature | None = None
+        self.error: Exception | None = None
+        self.replayed = False
+
+
+class Signing:
+    """Signs for callers with the keys of all vaults.
+
+    *policies* says which keys may sign what; *vaults* are asked in the order given; *marks* is the watermark store.
+    The vaults and the store run elsewhere; `run` must be running for `sign` to get anywhere.
+    """
+
+    def __init__(
+        self,
+        *,
+        policies: Mapping[PublicKeyHash, KeyPolicy],
+        vaults: Sequence[Vault],
+        marks: WatermarkStore,
+        metrics: Metrics,
+    ) -> None:
+        self._policies = policies
+        self._vaults = tuple(vaults)
+        self._marks = marks
+        self._metrics = metrics
+        self._flights: dict[tuple[PublicKeyHash, bytes, int], _Flight] = {}
+        self._nursery: trio.Nursery | None = None
+        self._verifier = _Verifier()
+
+    async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
+        """Carry flights until cancelled; started once `sign` can be called.
+
+        Cancelling cuts flights short: whoever wants them finished stops the callers first, then calls `drain`.
+        """
+        async with trio.open_nursery() as nursery:
+            self._nursery = nursery
+            nursery.start_soon(self._verifier.run)
+            task_status.started()
+            await trio.sleep_forever()
+
+    async def drain(self) -> None:
+        """Return when no flight is left; the deadline is the caller's."""
+        while self._flights:
+            flight = next(iter(self._flights.values()))
+            await flight.done.wait()
+
+    def authorized_keys(self) -> Sequence[PublicKeyHash] | None:
+        """Hashes of the keys that may authenticate a client; None while authentication isn't configured."""
+        return None
+
+    def known_keys(self) -> Sequence[PublicKeyHash]:
+        """The configured keys that some vault can use now, sorted by address."""
+        found = [pkh for pkh in self._policies if self._find(pkh) is not None]
+        return sorted(found, key=str)
+
+    async def public_key(self, pkh: PublicKeyHash) -> PublicKey:
+        """The public key of any key in any vault (section 2.4); raises `KeyNotFoundError`."""
+        return (await self._lookup(pkh))[1].public_key
+
+    async def sign(self, pkh: PublicKeyHash, message: bytes, *, version: int, caller: Caller) -> Signature:
+        """Sign the bytes of a request for *caller*.
+
+        Returns the curve's own form of signature. Raises a `SignerError` whose status says what happened, or a
+        `TezosError` (the bytes are no request). Cancelling it abandons the wait, not the work.
+        """
+        began = trio.current_time()
+        log = _RequestLog(pkh=pkh, caller=caller, began=began)
+        try:
+            order = await self._check(pkh, message, version, log)
+            flight = self._depart(order)
+            await flight.done.wait()
+            if flight.error is not None:
+                raise flight.error
+        except (SignerError, TezosError) as exc:
+            self._account_refusal(exc, log)
+            raise
+        assert flight.signature is not None
+        self._account_success(order, log, replayed=flight.replayed)
+        return flight.signature
+
+    async def prove_possession(self, pkh: PublicKeyHash, *, over: PublicKey | None = None, caller: Caller) -> Signature:
+        """A BLS proof of possession over *over*, by default over the key itself (section 3.8).
+
+        It signs a public key under a domain tag of its own, never a protocol message: no watermark.
+        """
+        policy = self._policy(pkh)
+        vault, key = await self._lookup(pkh)
+        check_possession(policy)
+        logger.info("Requesting proof of possession", pkh=str(pkh), vault=vault.kind, request_id=caller.request_id)
+        proof = await vault.prove_possession(pkh, over=over)
+        if not crypto.verify_possession(key.public_key, proof, over=over):
+            raise SignatureMismatchError(_mismatch_text("proof of possession", pkh, vault))
+        logger.info("Possession proved successfully", pkh=str(pkh), vault=vault.kind, request_id=caller.request_id)
+        return proof
+
+    # -- before the watermark moves
+
+    def _policy(self, pkh: PublicKeyHash) -> KeyPolicy:
+        policy = self._policies.get(pkh)
+        if policy is None:
+            raise RefusedError(f"{pkh} is not listed in config", rule=f"tezos.{pkh}")
+        return policy
+
+    async def _check(self, pkh: PublicKeyHash, message: bytes, version: int, log: "_RequestLog") -> _Order:
+        policy = self._policy(pkh)
+        if policy.log_payloads:
+            log.raw = message
+        request = decode(message, version=version)
+        log.request = request
+        if version == 0 and pkh.curve is Curve.BLS12_381:
+            raise MalformedRequestError("signing version 0 is not defined for tz4 keys: ask for version 2")
+        vault, key = await self._lookup(pkh)
+        log.vault = vault.kind
+        check_request(policy, pkh, request)
+        return _Order(key, pkh, vault, message, digest_of(message), version, request)
+
+    def _find(self, pkh: PublicKeyHash) -> tuple[Vault, VaultKey] | None:
+        policy = self._policies.get(pkh)
+        for vault in self._vaults:
+            if policy is not None and policy.vault is not None and vault.name != policy.vault:
+                continue
+            key = vault.keys().get(pkh)
+            if key is not None:
+                return vault, key
+        return None
+
+    async def _lookup(self, pkh: PublicKeyHash) -> tuple[Vault, VaultKey]:
+        found = self._find(pkh)
+        if found is None:
+            for vault in self._vaults:  # a key that another process has just stored
+                await vault.refresh()
+            found = self._find(pkh)
+        if found is not None:
+            return found
+        away = [f"{vault.name}: {health.detail}" for vault in self._vaults if not (health := vault.health()).ready]
+        if away and pkh in self._policies:  # it may well be there: the client should ask again
+            raise UnavailableError(f"no vault can use {pkh} now ({'; '.join(away)})")
+        raise KeyNotFoundError("this key not found in any vault")
+
+    # -- the flight
+
+    def _depart(self, order: _Order) -> _Flight:
+        flight = self._flights.get(order.identity)
+        if flight is None:
+            if self._nursery is None:
+                raise RuntimeError("Signing.run() is not running")
+            flight = self._flights[order.identity] = _Flight()
+            self._nursery.start_soon(self._fly, order, flight)
+        return flight
+
+    async def _fly(self, order: _Order, flight: _Flight) -> None:
+        try:
+            flight.signature = await self._signature(order, flight)
+        except SignerError as exc:
+            flight.error = exc
+        except trio.Cancelled:
+            flight.error = UnavailableError("the signer is shutting down; ask again")
+            raise
+        except Exception as exc:  # a bug must end the request, not every other request
+            logger.exception("internal error while signing", pkh=str(order.pkh))
+            flight.error = SignerError("internal error, see the signer's log")
+            flight.error.__cause__ = exc
+        finally:
+            del self._flights[order.identity]
+            flight.done.set()
+
+    async def _signature(self, order: _Order, flight: _Flight) -> Signature:
+        slot = SLOT_OF_KIND.get(order.request.kind)
+        if slot is None:
+            self._metrics.watermark_operation(self._marks.backend, order.request.kind, refused=False)
+            return await self._ask_vault(order)
+        assert order.request.chain_id is not None
+        mark = MarkKey(order.request.chain_id, order.pkh, slot)
+        signature, stored = await self._sign_and_mark(order, mark)
+        if stored is not None:
+            earlier = Signature.from_base58(stored)
+            if await self._verifier.verify(order.key.public_key, order.message, earlier, order.version):
+                flight.replayed = True
+                return earlier
+        if signature is None:
+            signature = await self._ask_vault(order)
+        self._marks.remember(mark, order.digest, str(signature))
+        return signature
+
+    async def _sign_and_mark(self, order: _Order, mark: MarkKey) -> tuple[Signature | None, str | None]:
+        """Advance the mark and have the signature made, side by side while the vault is up.
+
+        While the vault's link is down the signature comes first: an enclave that stays away moves no mark.
+        Returns the new signature, verified (None if an earlier one stands), and the one stored before.
+        """
+        if not order.vault.ready:
+            signature = await self._ask_vault(order)
+            return signature, await self._advance(order, mark)
+
+        outcome: list[Signature | SignerError] = []
+
+        async def ask() -> None:
+            try:
+                outcome.append(await self._ask_vault(order))
+            except SignerError as exc:
+                outcome.append(exc)
+
+        refusal: SignerError | None = None
+        stored: str | None = None
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(ask)
+            try:
+                stored = await self._advance(order, mark)
+            except SignerError as exc:
+                refusal = exc
+            if refusal is not None or stored is not None:
+                nursery.cancel_scope.cancel()  # the vault finishes its exchange by itself
+        if refusal is not None:
+            raise refusal
+        match outcome:
+            case [Signature() as signature]:
+                return signature, stored
+            case [SignerError() as error] if stored is None:
+                raise error
+        return None, stored
+
+    async def _advance(self, order: _Order, mark: MarkKey) -> str | None:
+        assert order.request.level is not None
+        assert order.request.round is not None
+        kind, backend = order.request.kind, self._marks.backend
+        began = trio.current_time()
+        try:
+            stored = await self._marks.advance(mark, order.request.level, order.request.round, order.digest)
+        except SignerError:
+            self._metrics.watermark_operation(backend, kind, refused=True)
+            raise
+        finally:
+            self._metrics.watermark_duration(backend, trio.current_time() - began)
+        self._metrics.watermark_operation(backend, kind, refused=False)
+        return stored
+
+    async def _ask_vault(self, order: _Order) -> Signature:
+        began = trio.current_time()
+        try:
+            signature = await order.vault.sign(order.pkh, order.message, version=order.version)
+        except SignerError as exc:
+            self._metrics.vault_error(order.vault.kind, str(exc.status), order.request.chain_id or "")
+            raise
+        if not await self._verifier.verify(order.key.public_key, order.message, signature, order.version):
+            self._metrics.vault_error(order.vault.kind, "n/a", order.request.chain_id or "")
+            raise SignatureMismatchError(_mismatch_text("signature", order.pkh, order.vault))
+        self._metrics.vault_signed(
+            order.vault.kind,
+            str(order.pkh),
+            order.request.kind,
+            order.request.chain_id or "",
+            trio.current_time() - began,
+        )
+        return signature
+
+    # -- the account of it
+
+    def _account_success(self, order: _Order, log: "_RequestLog", *, replayed: bool) -> None:
+        request = order.request
+        self._metrics.signed(
+            str(order.pkh),
+            order.vault.kind,
+            request.kind,
+            request.operations,
+            request.chain_id or "",
+            request.round,
+        )
+        log.success(replayed=replayed)
+
+    def _account_refusal(self, exc: SignerError | TezosError, log: "_RequestLog") -> None:
+        address = str(log.pkh)
+        if isinstance(exc, RefusedError) and exc.violation is not None:
+            self._metrics.policy_violation(exc.violation, address)
+        if isinstance(exc, WatermarkRefusedError) and log.request is not None:
+            self._metrics.watermark_refused(
+                address, log.request.kind, log.request.chain_id or "", exc.reason, log.vault or ""
+            )
+        log.failure(exc)
+
+
+class _Verifier:
+    """Verifies signatures; those of BLS in batches, since one alone costs about a millisecond and a half.
+
+    What arrives while a batch is being verified forms the next one, so that a lone request waits for nobody.
+    """
+
+    def __init__(self) -> None:
+        self._waiting: list[_Check] = []
+        self._wakeup = trio.Event()
+
+    async def run(self) -> None:
+        while True:
+            await self._wakeup.wait()
+            self._wakeup = trio.Event()
+            while self._waiting:
+                batch, self._waiting = self._waiting[:MAX_VERIFY_BATCH], self._waiting[MAX_VERIFY_BATCH:]
+                results = crypto.verify_many([(c.key, c.message, c.signature, c.version) for c in batch])
+                for check, result in zip(batch, results, strict=True):
+                    check.result = result
+                    check.done.set()
+                await trio.lowlevel.checkpoint()
+
+    async def verify(self, key: PublicKey, message: bytes, signature: Signature, version: int) -> bool:
+        if key.curve is not Curve.BLS12_381:
+            return crypto.verify(key, message, signature, version=version)
+        check = _Check(key, message, signature, version)
+        self._waiting.append(check)
+        self._wakeup.set()
+        await check.done.wait()
+        return check.result
+
+
+class _Check:
+    """One BLS signature that waits for its verification."""
+
+    __slots__ = ("done", "key", "message", "result", "signature", "version")
+
+    def __init__(self, key: PublicKey, message: bytes, signature: Signature, version: int) -> None:
+        self.key = key
+        self.message = message
+        self.signature = signature
+        self.version = version
+        self.done = trio.Event()
+        self.result = False
+
+
+@dataclass(slots=True)
+class _RequestLog:
+    """What the one log line of a signing request says; filled in on the way."""
+
+    pkh: PublicKeyHash
+    caller: Caller
+    began: float  # seconds, Trio's clock
+    request: Request | None = None
+    vault: str | None = None
+    raw: bytes | None = None  # only with log_payloads
+
+    def success(self, *, replayed: bool) -> None:
+        assert self.request is not None
+        logger.info(
+            f"Signed {self.request.kind} successfully",
+            outcome="replayed" if replayed else "signed",
+            **self._fields(),
+        )
+
+    def failure(self, exc: SignerError | TezosError) -> None:
+        facts = self._fields()
+        if isinstance(exc, RefusedError):
+            facts["rule"] = exc.rule
+        if isinstance(exc, WatermarkRefusedError):
+            facts["rule"] = "watermark"
+            facts["standing_level"], facts["standing_round"] = exc.standing.level, exc.standing.round
+        outcome = "failed" if isinstance(exc, WatermarkStoreError) or _status(exc) >= 500 else "refused"
+        logger.error(f"Error signing request: {exc}", outcome=outcome, status=_status(exc), **facts)
+
+    def _fields(self) -> dict[str, object]:
+        facts: dict[str, object] = {"request_id": self.caller.request_id, "pkh": str(self.pkh)}
+        if self.vault is not None:
+            facts["vault"] = self.vault
+        if self.request is not None:
+            facts["request"] = str(self.request.kind)
+            if self.request.chain_id is not None:
+                facts["chain_id"] = self.request.chain_id
+                facts["lvl"], facts["round"] = self.request.level, self.request.round
+            if self.request.operations:
+                facts["ops"] = _count(self.request.operations)
+                facts["ops_total"] = len(set(self.request.operations))
+        if self.raw is not None:
+            facts["raw"] = self.raw.hex()
+        facts["duration_ms"] = round((trio.current_time() - self.began) * 1000, 3)
+        return facts
+
+
+def _count(operations: Sequence[str]) -> dict[str, int]:
+    return {kind: operations.count(kind) for kind in sorted(set(operations))}
+
+
+def _status(exc: SignerError | TezosError) -> int:
+    return exc.status if isinstance(exc, SignerError) else 400
+
+
+def _mismatch_text(what: str, pkh: PublicKeyHash, vault: Vault) -> str:
+    return (
+        f"vault {vault.name} returned a {what} that does not verify under {pkh}; it was thrown away. "
+        "Nothing left the signer; if this repeats, restart the enclave and compare its key with the blob store"
+    )
