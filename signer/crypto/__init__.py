@@ -3,10 +3,10 @@
 Implements section 6 of the signer specification. Curve libraries: pynacl (Ed25519), coincurve (secp256k1),
 cryptography (P-256), pyblst (BLS12-381).
 
-How far secrets are wiped: each key object keeps its 32 bytes in a `bytearray` and overwrites it in `wipe`. Python
-and the libraries make copies that cannot be reached: integers handed to pyblst, the key objects of pynacl, coincurve and
+How far secrets are wiped: each key object keeps its 32 bytes in a `bytearray` and overwrites it in `wipe`. Python and
+the libraries make copies that cannot be reached: integers handed to pyblst, the key objects of pynacl, coincurve and
 cryptography (freed without being overwritten, except where the library does it), and whatever the allocator has not
-reused yet. So wiping shortens the time a secret stays in memory, it does not guarantee its absence.
+reused yet. So wiping shortens the time that a secret stays in memory, it does not guarantee its absence.
 """
 
 import os

@@ -95,9 +95,7 @@ def _raw_data(reader: Reader) -> None:
     reader.skip(length, "raw data")
 
 
-_dal_page = sequence(
-    natural_i32("published level"), u8("slot index"), fixed(2, "page index"), blob("DAL page proof")
-)
+_dal_page = sequence(natural_i32("published level"), u8("slot index"), fixed(2, "page index"), blob("DAL page proof"))
 _reveal_proof = choice("reveal proof", {0: _raw_data, 1: nothing, 2: _dal_page, 3: nothing})
 _input_proof = choice("input proof", {0: _inbox_proof, 1: _reveal_proof, 2: nothing})
 _dissection = many(sequence(option(fixed(32, "state"), "state"), natural("tick")), "dissection")
@@ -116,9 +114,7 @@ _refutation = choice(
 # -- zk rollups
 
 _states = many(fixed(32, "scalar"), "scalars")
-_zk_ticket = choice(
-    "zk operation's ticket", {0: nothing, 1: sequence(expression, expression, contract("ticketer"))}
-)
+_zk_ticket = choice("zk operation's ticket", {0: nothing, 1: sequence(expression, expression, contract("ticketer"))})
 _zk_operation = sequence(
     int31("operation code"),
     fixed(32, "price id"),
@@ -236,9 +232,7 @@ LATEST: dict[int, Operation] = _COMMON | {
 LATEST_024: dict[int, Operation] = LATEST | {24: _dal_entrapment(_inlined, u16("consensus slot"), u8("slot index"))}
 VERSION_1: dict[int, Operation] = _COMMON | {
     2: Operation("double_attestation_evidence", sequence(*[dyn(_inlined_attestation_v1, "attestation")] * 2)),
-    7: Operation(
-        "double_preattestation_evidence", sequence(*[dyn(_inlined_preattestation_v1, "preattestation")] * 2)
-    ),
+    7: Operation("double_preattestation_evidence", sequence(*[dyn(_inlined_preattestation_v1, "preattestation")] * 2)),
     24: _dal_entrapment(_inlined_attestation_v1, u8("slot index")),
     31: Operation("attestations_aggregate", consensus.ATTESTATIONS_AGGREGATE_V1),
     107: Operation("reveal", public_key),

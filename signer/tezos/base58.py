@@ -122,9 +122,7 @@ def _decode_raw(text: str) -> bytes:
     for position, character in enumerate(text):
         value = _VALUES.get(character)
         if value is None:
-            raise Base58Error(
-                f"gotez: base58 decoding error: unexpected character at position {position}: {character}"
-            )
+            raise Base58Error(f"gotez: base58 decoding error: unexpected character at position {position}: {character}")
         number = number * 58 + value
     zeros = len(text) - len(text.lstrip("1"))
     return b"\0" * zeros + number.to_bytes((number.bit_length() + 7) // 8, "big")

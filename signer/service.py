@@ -1,0 +1,300 @@
+"""The nursery: what runs, in what order it starts and stops.
+
+    service
+    ├── watermark store        started first, closed last
+    ├── utility server         up early: health says what is still missing
+    ├── vaults                 each connects, loads its keys, keeps its link up by itself
+    ├── signing                the requests that are on their way
+    └── signing API            last to start, first to stop
+
+Ending the nurseries from the inside out is the shutdown order (section 2.10 of the signer specification): stop
+accepting, finish what runs, close the vaults, close the store. What each part does is its own business.
+"""
+
+import signal
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import structlog
+import trio
+
+from proxy.address import connect
+from signer import config
+from signer.config import NitroSettings, Settings
+from signer.errors import ConfigurationError
+from signer.http.api import SigningApi
+from signer.http.app import AsgiApp, create_app
+from signer.http.server import ServerLimits, serve_app
+from signer.http.utility import Health, UtilityApi
+from signer.observe.metrics import Metrics
+from signer.policy import KeyPolicy, compile_policies
+from signer.signing import Signing
+from signer.tezos.keys import PublicKeyHash
+from signer.vaults.interface import Vault, VaultKey
+from signer.vaults.nitro import credentials
+from signer.vaults.nitro.vault import NitroVault, Timeouts
+from signer.watermark.database import FILE_NAME
+from signer.watermark.interface import WatermarkStore
+from signer.watermark.memory import MemoryWatermarks
+from signer.watermark.migration import take_over
+from signer.watermark.sqlite import SqliteWatermarks
+
+logger = structlog.get_logger(__name__)
+
+__all__ = ["ListedKey", "Serving", "listed_keys", "open_vaults", "serve"]
+
+_KEY_FILE = "enclave_keys.json"
+_UTILITY_BODY = 4096  # bytes; nothing there takes a body
+
+Task = Callable[..., Awaitable[object]]
+
+
+@dataclass(frozen=True, slots=True)
+class ListedKey:
+    """One key as listings show it (section 7.4); *policy* is None for a key without an entry in `tezos`."""
+
+    vault: Vault
+    key: VaultKey
+    policy: KeyPolicy | None
+
+    @property
+    def public_key_hash(self) -> PublicKeyHash:
+        return self.key.public_key.hash
+
+
+@dataclass(frozen=True, slots=True)
+class Serving:
+    """What runs now: handed to `on_ready` once the signing API accepts connections."""
+
+    url: str
+    utility_url: str
+    keys: Sequence[ListedKey]
+
+
+OnReady = Callable[[Serving], Awaitable[None]]
+
+
+def listed_keys(settings: Settings, vaults: Mapping[str, Vault]) -> list[ListedKey]:
+    """Every key of every vault, vault by vault in the order of the configuration."""
+    policies = compile_policies(settings)
+    return [ListedKey(vault, key, policies.get(pkh)) for vault in vaults.values() for pkh, key in vault.keys().items()]
+
+
+@asynccontextmanager
+async def open_vaults(settings: Settings) -> AsyncIterator[Mapping[str, Vault]]:
+    """Connect every configured vault and load its keys; closes them on exit. For commands, not for `serve`.
+
+    A vault that cannot be reached is left out with an error in the log (section 1.1, step 10).
+    """
+    vaults = _build_vaults(settings)
+    async with _running(*(vault.run for vault in vaults.values())):
+        for name, vault in vaults.items():
+            if not vault.ready:
+                error = vault.health().detail
+                logger.error("Error initializing vault, skipping...", vault_name=name, error=error)
+        yield {name: vault for name, vault in vaults.items() if vault.ready}
+
+
+async def serve(
+    settings: Settings, *, no_list: bool = False, on_ready: OnReady | None = None, stop: trio.Event | None = None
+) -> None:
+    """Run the signer until SIGINT, SIGTERM or *stop*; returns after the drain.
+
+    Unless *no_list*, the keys are listed into the log at start. *on_ready* is called once the signing API accepts
+    connections, and the signer serves while it runs. Raises `ConfigurationError` or the store's error where the
+    signer cannot start.
+    """
+    refused = config.unsupported(settings)
+    if refused:
+        raise ConfigurationError("\n".join(refused))
+    for warning in config.warnings(settings):
+        logger.warning(warning)
+    stopping = stop or trio.Event()
+    try:
+        async with _running(_Signals(stopping).run):
+            await _Service(settings, stopping).run(no_list=no_list, on_ready=on_ready)
+    except* _SecondSignalError:
+        logger.warning("stopped without waiting for the drain")
+
+
+class _Service:
+    """One signer; its parts are built here and run in `run`."""
+
+    def __init__(self, settings: Settings, stopping: trio.Event) -> None:
+        self._settings = settings
+        self._stopping = stopping
+        self._metrics = Metrics()
+        self._metrics.know_addresses([str(pkh) for pkh in settings.tezos])
+        self._marks = _build_store(settings, self._metrics)
+        self._vaults = _build_vaults(settings)
+        self._signing = Signing(
+            policies=compile_policies(settings),
+            vaults=list(self._vaults.values()),
+            marks=self._marks,
+            metrics=self._metrics,
+        )
+        self._serving = False
+        self._limits = ServerLimits(
+            header_timeout=settings.server.header_timeout,
+            keep_alive_timeout=settings.server.keep_alive_timeout,
+            shutdown_timeout=settings.server.shutdown_timeout,
+        )
+
+    async def run(self, *, no_list: bool, on_ready: OnReady | None) -> None:
+        server = self._settings.server
+        logger.info("Initializing watermark backend", backend=self._marks.backend)
+        async with (
+            _running(self._marks.run),
+            self._listening(self._utility_app(), server.utility_address, "Utility HTTP server") as utility_url,
+        ):
+            for name in self._vaults:
+                logger.info("Initializing vault", vault="nitro", vault_name=name)
+            async with _running(*(vault.run for vault in self._vaults.values())), _running(self._signing.run):
+                keys = self._report_keys(no_list=no_list)
+                async with self._listening(self._signing_app(), server.address, "HTTP server") as url:
+                    self._serving = True
+                    if on_ready is not None:
+                        await on_ready(Serving(url, utility_url, keys))
+                    await self._stopping.wait()
+                    self._serving = False  # before the listener closes, so that a probe can see it
+                with trio.move_on_after(server.shutdown_timeout):
+                    await self._signing.drain()
+
+    def _report_keys(self, *, no_list: bool) -> list[ListedKey]:
+        keys = listed_keys(self._settings, self._vaults)
+        for name, vault in self._vaults.items():
+            if not vault.keys():
+                logger.error(f"No valid keys found in the vault {name}", detail=vault.health().detail)
+        for key in () if no_list else keys:
+            logger.info(
+                "Key",
+                pkh=str(key.public_key_hash),
+                public_key=str(key.key.public_key),
+                vault=key.vault.kind,
+                active=key.policy is not None,
+            )
+        return keys
+
+    def _signing_app(self) -> AsgiApp:
+        server = self._settings.server
+        api = SigningApi(
+            self._signing, metrics=self._metrics, known_keys=server.known_keys, path_prefix=server.path_prefix
+        )
+        return create_app(api, max_body_bytes=server.max_body_bytes, body_timeout=server.body_timeout)
+
+    def _utility_app(self) -> AsgiApp:
+        api = UtilityApi(metrics=self._metrics, health=self._health)
+        return create_app(api, max_body_bytes=_UTILITY_BODY, body_timeout=self._settings.server.body_timeout)
+
+    def _health(self) -> Health:
+        states = {name: vault.health() for name, vault in self._vaults.items()}
+        return Health(self._serving, states)
+
+    @asynccontextmanager
+    async def _listening(self, app: AsgiApp, address: str, what: str) -> AsyncIterator[str]:
+        """A server on *address*, stopped and drained on exit."""
+        stop = trio.Event()
+        async with _nursery() as nursery:
+            url: str = await nursery.start(_serve_until(app, address, self._limits, stop))
+            logger.info(f"{what} is listening for connections on {address}")
+            try:
+                yield url
+            finally:
+                stop.set()
+
+
+def _serve_until(app: AsgiApp, address: str, limits: ServerLimits, stop: trio.Event) -> Task:
+    async def task(*, task_status: trio.TaskStatus[str] = trio.TASK_STATUS_IGNORED) -> None:
+        await serve_app(app, address, limits, stop=stop, task_status=task_status)
+
+    return task
+
+
+class _Signals:
+    """SIGINT and SIGTERM: the first drains, the second cuts the drain short."""
+
+    def __init__(self, stopping: trio.Event) -> None:
+        self._stopping = stopping
+
+    async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
+        with trio.open_signal_receiver(signal.SIGINT, signal.SIGTERM) as signals:
+            task_status.started()
+            async for number in signals:
+                logger.info(f"Captured {signal.Signals(number).name}")
+                if self._stopping.is_set():
+                    raise _SecondSignalError
+                logger.info("Shutting down...")
+                self._stopping.set()
+
+
+class _SecondSignalError(Exception):
+    """The operator doesn't want to wait for the drain."""
+
+
+@asynccontextmanager
+async def _nursery() -> AsyncIterator[trio.Nursery]:
+    """A nursery that lets a lone error out as it is, and a group only where several things went wrong."""
+    try:
+        async with trio.open_nursery() as nursery:
+            yield nursery
+    except BaseExceptionGroup as group:
+        error: BaseException = group
+        while isinstance(error, BaseExceptionGroup) and len(error.exceptions) == 1:
+            (error,) = error.exceptions
+        if error is group:
+            raise
+        raise error from error.__cause__
+
+
+@asynccontextmanager
+async def _running(*tasks: Task) -> AsyncIterator[None]:
+    """Start *tasks* side by side, wait until each has started; cancel them on exit."""
+    async with _nursery() as nursery:
+        async with _nursery() as starting:
+            for task in tasks:
+                starting.start_soon(nursery.start, task)
+        try:
+            yield
+        finally:
+            nursery.cancel_scope.cancel(reason="not needed any more")
+
+
+def _build_store(settings: Settings, metrics: Metrics) -> WatermarkStore:
+    if settings.watermark.driver == "mem":
+        return MemoryWatermarks()
+    return SqliteWatermarks(
+        settings.base_dir / FILE_NAME,
+        prepare=lambda database: take_over(database, settings.base_dir),
+        observer=metrics,
+    )
+
+
+def _build_vaults(settings: Settings) -> dict[str, Vault]:
+    vaults: dict[str, Vault] = {}
+    for name, vault in settings.vaults.items():
+        if isinstance(vault.config, NitroSettings):
+            vaults[name] = _build_nitro(name, vault.config, settings.base_dir)
+    return vaults
+
+
+def _build_nitro(name: str, nitro: NitroSettings, base_dir: Path) -> NitroVault:
+    storage = base_dir / _KEY_FILE
+    if nitro.storage is not None and isinstance(nitro.storage.config, str):
+        storage = Path(nitro.storage.config)
+    keys = nitro.credentials
+    return NitroVault(
+        name=name,
+        address=nitro.enclave,
+        storage=storage,
+        credentials=credentials.provider(
+            access_key_id=keys.access_key_id,
+            secret_access_key=keys.secret_access_key.get_secret_value(),
+            session_token=keys.session_token.get_secret_value(),
+            region=keys.region,
+        ),
+        encryption_key_id=nitro.encryption_key_id,
+        connect=connect,
+        timeouts=Timeouts(connect=nitro.connect_timeout, exchange=nitro.exchange_timeout, wait=nitro.wait_timeout),
+    )
