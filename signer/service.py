@@ -196,7 +196,7 @@ class _Service:
     async def _listening(self, app: AsgiApp, address: str, what: str) -> AsyncIterator[str]:
         """A server on *address*, stopped and drained on exit."""
         stop = trio.Event()
-        async with _nursery() as nursery:
+        async with open_nursery() as nursery:
             url: str = await nursery.start(_serve_until(app, address, self._limits, stop))
             logger.info(f"{what} is listening for connections on {address}")
             try:
@@ -234,7 +234,7 @@ class _SecondSignalError(Exception):
 
 
 @asynccontextmanager
-async def _nursery() -> AsyncIterator[trio.Nursery]:
+async def open_nursery() -> AsyncIterator[trio.Nursery]:
     """A nursery that lets a lone error out as it is, and a group only where several things went wrong."""
     try:
         async with trio.open_nursery() as nursery:
@@ -251,8 +251,8 @@ async def _nursery() -> AsyncIterator[trio.Nursery]:
 @asynccontextmanager
 async def _running(*tasks: Task) -> AsyncIterator[None]:
     """Start *tasks* side by side, wait until each has started; cancel them on exit."""
-    async with _nursery() as nursery:
-        async with _nursery() as starting:
+    async with open_nursery() as nursery:
+        async with open_nursery() as starting:
             for task in tasks:
                 starting.start_soon(nursery.start, task)
         try:

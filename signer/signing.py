@@ -33,7 +33,7 @@ from signer.watermark.interface import (
 
 logger = structlog.get_logger(__name__)
 
-__all__ = ["Caller", "SignatureMismatchError", "Signing"]
+__all__ = ["Caller", "SignatureMismatchError", "Signing", "verified_possession"]
 
 MAX_VERIFY_BATCH = 32  # signatures; bounds how long one batch keeps the event loop, some 10 ms
 
@@ -156,9 +156,7 @@ class Signing:
         vault, key = await self._lookup(pkh)
         check_possession(policy)
         logger.info("Requesting proof of possession", pkh=str(pkh), vault=vault.kind, request_id=caller.request_id)
-        proof = await vault.prove_possession(pkh, over=over)
-        if not crypto.verify_possession(key.public_key, proof, over=over):
-            raise SignatureMismatchError(_mismatch_text("proof of possession", pkh, vault))
+        proof = await verified_possession(vault, key, over)
         logger.info("Possession proved successfully", pkh=str(pkh), vault=vault.kind, request_id=caller.request_id)
         return proof
 
@@ -438,6 +436,15 @@ class _RequestLog:
             facts["raw"] = self.raw.hex()
         facts["duration_ms"] = round((trio.current_time() - self.began) * 1000, 3)
         return facts
+
+
+async def verified_possession(vault: Vault, key: VaultKey, over: PublicKey | None) -> Signature:
+    """A proof of possession by *key* in *vault*, verified; raises `SignatureMismatchError` for a wrong one."""
+    pkh = key.public_key.hash
+    proof = await vault.prove_possession(pkh, over=over)
+    if not crypto.verify_possession(key.public_key, proof, over=over):
+        raise SignatureMismatchError(_mismatch_text("proof of possession", pkh, vault))
+    return proof
 
 
 def _count(operations: Sequence[str]) -> dict[str, int]:

@@ -164,7 +164,7 @@ def _forbid_core_dumps() -> None:
 def _exit_with_parent() -> None:
     parent = os.getppid()
     _prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
-    if os.getppid() != parent or parent == 1:  # it ended before the kernel was told
+    if os.getppid() != parent:  # it ended before the kernel was told
         sys.exit(0)
 
 

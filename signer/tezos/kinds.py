@@ -17,7 +17,7 @@ class RequestKind(StrEnum):
     PREATTESTATION = "preattestation"
 
 
-REQUEST_KINDS: tuple[str, ...] = tuple(sorted(RequestKind))
+REQUEST_KINDS: tuple[str, ...] = tuple(sorted(kind.value for kind in RequestKind))
 
 PSEUDO_OPERATION_KINDS: tuple[str, ...] = ("finalize_unstake", "set_delegate_parameters", "stake", "unstake")
 

@@ -133,9 +133,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory(prefix="nitro-signer-bench-", dir=os.environ.get("BENCH_DIR")) as directory:
         commit = floor.raw_commit(Path(directory))
         floors = {kind: floor.raw_signing(curve) + commit for kind, curve in CURVES.items()}
-        print(
-            f"one durable commit: {commit * 1e3:.3f} ms; cores: {os.cpu_count()}; Python {sys.version.split()[0]}\n"
-        )
+        print(f"one durable commit: {commit * 1e3:.3f} ms; cores: {os.cpu_count()}; Python {sys.version.split()[0]}\n")
         with demo(Path(directory) / "main", {"tz1": 1, "tz2": 1, "tz3": 1, "tz4": 1}) as running:
             print_signing(running, total, levels, floors)
             memory = running.resident()

@@ -33,7 +33,7 @@ class Timing:
 class _Connection:
     requests: Iterator[bytes]
     fresh: bool  # whether each request gets a connection of its own
-    socket: socket.socket | None = None
+    stream: socket.socket | None = None
     began: float = 0.0
     pending: bytes = b""
     received: bytearray = field(default_factory=bytearray)
@@ -76,32 +76,32 @@ def _next(
     selector: selectors.BaseSelector, address: tuple[str, int], connection: _Connection, latencies: list[float]
 ) -> None:
     request = next(connection.requests, None)
-    if connection.socket is not None and (request is None or connection.fresh):
-        selector.unregister(connection.socket)
-        connection.socket.close()
-        connection.socket = None
+    if connection.stream is not None and (request is None or connection.fresh):
+        selector.unregister(connection.stream)
+        connection.stream.close()
+        connection.stream = None
     if request is None:
         return
     connection.began = time.perf_counter()
     connection.pending = request
     connection.received.clear()
-    if connection.socket is None:
-        connection.socket = socket.socket()
-        connection.socket.setblocking(False)
-        connection.socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-        connection.socket.connect_ex(address)
-        selector.register(connection.socket, selectors.EVENT_WRITE, connection)
+    if connection.stream is None:
+        connection.stream = socket.socket()
+        connection.stream.setblocking(False)
+        connection.stream.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        connection.stream.connect_ex(address)
+        selector.register(connection.stream, selectors.EVENT_WRITE, connection)
     else:
         _send(selector, connection)
 
 
 def _send(selector: selectors.BaseSelector, connection: _Connection) -> None:
-    assert connection.socket is not None
-    sent = connection.socket.send(connection.pending)
+    assert connection.stream is not None
+    sent = connection.stream.send(connection.pending)
     connection.pending = connection.pending[sent:]
     wanted = selectors.EVENT_WRITE if connection.pending else selectors.EVENT_READ
-    if selector.get_key(connection.socket).events != wanted:
-        selector.modify(connection.socket, wanted, connection)
+    if selector.get_key(connection.stream).events != wanted:
+        selector.modify(connection.stream, wanted, connection)
 
 
 def _step(
@@ -111,11 +111,11 @@ def _step(
     mask: int,
     latencies: list[float],
 ) -> None:
-    assert connection.socket is not None
+    assert connection.stream is not None
     if mask & selectors.EVENT_WRITE:
         _send(selector, connection)
         return
-    data = connection.socket.recv(65536)
+    data = connection.stream.recv(65536)
     if not data:
         raise ConnectionError(f"the signer closed the connection after {bytes(connection.received)!r}")
     connection.received += data

@@ -1,0 +1,75 @@
+"""The command `signer`: the programs `signatory` and `signatory-cli` of the reference in one.
+
+Section 7 of the signer specification: command names, flags, texts and the listing's format are kept. Libraries are
+loaded by the command that needs them, so that `--help` and `decode` answer at once.
+"""
+
+import sys
+
+import click
+
+from signer.cli import configuration, demo, keys, requests, serving, watermarks
+from signer.cli.common import CliGroup
+from signer.errors import SignerError
+
+
+@click.group(cls=CliGroup)
+def cli() -> None:
+    """Tezos remote signer for AWS Nitro Enclaves.
+
+    Keys live in an enclave; this program answers bakers over HTTP, applies policy and watermarks, and has the
+    enclave sign. Try `signer demo` first; `signer serve -c FILE` is the real thing.
+    """
+
+
+for _command in (
+    *serving.COMMANDS,
+    *keys.COMMANDS,
+    *requests.COMMANDS,
+    *configuration.COMMANDS,
+    *watermarks.COMMANDS,
+    *demo.COMMANDS,
+):
+    cli.add_command(_command)
+
+
+def main() -> None:
+    """Run the command line; the exit status is 0 for success, 1 for any error."""
+    sys.exit(run(sys.argv[1:]))
+
+
+def run(arguments: list[str]) -> int:
+    """Run one command and return its exit status."""
+    try:
+        result = cli.main(arguments, prog_name="signer", standalone_mode=False)
+    except click.UsageError as exc:
+        usage = exc.ctx.get_usage() + "\n" if exc.ctx is not None else ""
+        click.echo(f"Error: {exc.format_message()}\n{usage}", err=True, nl=False)
+        return 1
+    except click.ClickException as exc:
+        click.echo(f"Error: {exc.format_message()}", err=True)
+        return 1
+    except SignerError as exc:
+        click.echo(f"Error: {exc}", err=True)
+        return 1
+    except (click.Abort, KeyboardInterrupt):
+        click.echo("Aborted.", err=True)
+        return 1
+    except BrokenPipeError:
+        return 1
+    except BaseExceptionGroup as group:
+        expected, rest = group.split(SignerError)
+        if rest is not None:
+            raise
+        assert expected is not None
+        for error in _leaves(expected):
+            click.echo(f"Error: {error}", err=True)
+        return 1
+    return result if isinstance(result, int) else 0
+
+
+def _leaves(group: BaseExceptionGroup[BaseException]) -> list[BaseException]:
+    found: list[BaseException] = []
+    for error in group.exceptions:
+        found += _leaves(error) if isinstance(error, BaseExceptionGroup) else [error]
+    return found
