@@ -9,7 +9,7 @@ task. So a caller that goes away changes nothing: the exchange with the vault is
 kept for the repeat. Equal requests in flight share one flight and receive the same signature.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import structlog
@@ -25,6 +25,7 @@ from signer.tezos.requests import Request, decode
 from signer.vaults.interface import Vault, VaultKey
 from signer.watermark.interface import (
     SLOT_OF_KIND,
+    Advance,
     MarkKey,
     WatermarkRefusedError,
     WatermarkStore,
@@ -257,49 +258,39 @@ class Signing:
         """
         if not order.vault.ready:
             signature = await self._ask_vault(order)
-            return signature, await self._advance(order, mark)
+            return signature, await self._advance(order, mark, lambda _: None).wait()
 
-        outcome: list[Signature | SignerError] = []
+        failure: SignerError | None = None
+        made: Signature | None = None
+        with trio.CancelScope() as asking:
 
-        async def ask() -> None:
+            def settled(advance: Advance) -> None:
+                if advance.error is not None or advance.stored is not None:
+                    asking.cancel()  # no new signature is wanted; the vault finishes its exchange by itself
+
+            advance = self._advance(order, mark, settled)
             try:
-                outcome.append(await self._ask_vault(order))
+                made = await self._ask_vault(order)
             except SignerError as exc:
-                outcome.append(exc)
+                failure = exc
+        stored = await advance.wait()
+        if failure is not None and stored is None:
+            raise failure
+        return made, stored
 
-        refusal: SignerError | None = None
-        stored: str | None = None
-        async with trio.open_nursery() as nursery:
-            nursery.start_soon(ask)
-            try:
-                stored = await self._advance(order, mark)
-            except SignerError as exc:
-                refusal = exc
-            if refusal is not None or stored is not None:
-                nursery.cancel_scope.cancel()  # the vault finishes its exchange by itself
-        if refusal is not None:
-            raise refusal
-        match outcome:
-            case [Signature() as signature]:
-                return signature, stored
-            case [SignerError() as error] if stored is None:
-                raise error
-        return None, stored
-
-    async def _advance(self, order: _Order, mark: MarkKey) -> str | None:
+    def _advance(self, order: _Order, mark: MarkKey, on_settled: Callable[[Advance], None]) -> Advance:
+        """Begin to advance the mark; its outcome is counted when it is known."""
         assert order.request.level is not None
         assert order.request.round is not None
         kind, backend = order.request.kind, self._marks.backend
         began = trio.current_time()
-        try:
-            stored = await self._marks.advance(mark, order.request.level, order.request.round, order.digest)
-        except SignerError:
-            self._metrics.watermark_operation(backend, kind, refused=True)
-            raise
-        finally:
+
+        def settled(advance: Advance) -> None:
+            self._metrics.watermark_operation(backend, kind, refused=advance.error is not None)
             self._metrics.watermark_duration(backend, trio.current_time() - began)
-        self._metrics.watermark_operation(backend, kind, refused=False)
-        return stored
+            on_settled(advance)
+
+        return self._marks.advance(mark, order.request.level, order.request.round, order.digest, on_settled=settled)
 
     async def _ask_vault(self, order: _Order) -> Signature:
         began = trio.current_time()

@@ -8,6 +8,7 @@ Each connection is served by Hypercorn's `TCPServer` as it is.
 import errno
 import resource
 from collections.abc import Awaitable, Callable
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
@@ -49,7 +50,7 @@ async def serve_app(
     """
     listeners = await _listen(address)
     config, context = _config(limits), WorkerContext(None)
-    connections = _Connections(app, config, context, limits.header_timeout)
+    connections = _Connections(app, config, context, limits)
     async with trio.open_nursery() as open_connections:
         async with trio.open_nursery() as accepting:
             for listener in listeners:
@@ -57,7 +58,8 @@ async def serve_app(
             task_status.started(_url(listeners[0]))
             await stop.wait()
             accepting.cancel_scope.cancel(reason="shutting down")
-        await context.terminated.set()  # idle connections close now, the others after their request
+        await context.terminated.set()  # a connection ends after the request that is being answered
+        connections.close_idle()
         open_connections.cancel_scope.deadline = trio.current_time() + limits.shutdown_timeout
 
 
@@ -95,12 +97,18 @@ def _config(limits: ServerLimits) -> Config:
 class _Connections:
     """Accepts connections and hands each to Hypercorn."""
 
-    def __init__(self, app: AsgiApp, config: Config, context: WorkerContext, header_timeout: float) -> None:
+    def __init__(self, app: AsgiApp, config: Config, context: WorkerContext, limits: ServerLimits) -> None:
         self._app = app
         self._config = config
         self._context = context
-        self._header_timeout = header_timeout
+        self._limits = limits
         self._slots = trio.Semaphore(_connection_limit())
+        self._open: set[_Connection] = set()
+
+    def close_idle(self) -> None:
+        """End the connections on which no request is being answered."""
+        for connection in self._open:
+            connection.close_if_idle()
 
     async def accept(self, listener: trio.SocketListener, nursery: trio.Nursery) -> None:
         async with listener:
@@ -120,7 +128,8 @@ class _Connections:
                 nursery.start_soon(self._serve, stream)
 
     async def _serve(self, stream: trio.SocketStream) -> None:
-        guarded = _HeadTimeoutStream(stream, self._header_timeout)
+        connection = _Connection(stream, self._limits)
+        self._open.add(connection)
 
         async def app(
             scope: Any,  # Hypercorn's own types go round in circles
@@ -129,53 +138,93 @@ class _Connections:
             _sync_spawn: Callable[..., Awaitable[Any]],
             _call_soon: Callable[..., Any],
         ) -> None:
-            guarded.head_complete()
-            try:
-                await self._app(scope, receive, send)
-            finally:
-                guarded.request_done()
+            connection.head_complete()
+            await self._app(scope, receive, send)
+            await connection.response_complete()
 
         state = ConnectionState(LifespanState({}))
+        server = TCPServer(app, self._config, self._context, state, connection)  # type: ignore[arg-type]
+        server.idle_task = _NoTask()  # type: ignore[assignment]  # `_Connection` keeps the time, without a task
         try:
-            await TCPServer(app, self._config, self._context, state, guarded)  # type: ignore[arg-type]
+            await server
         except* (trio.BrokenResourceError, trio.ClosedResourceError, OSError):
             pass  # the peer is gone
         finally:
             self._slots.release()
+            self._open.discard(connection)
             with trio.CancelScope(shield=True):
                 await trio.aclose_forcefully(stream)
 
 
-class _HeadTimeoutStream:
-    """A socket stream on which the head of a request must be complete within *timeout* seconds of its first byte.
+class _NoTask:
+    """In place of Hypercorn's task for the keep-alive time, which is started and cancelled for each request."""
 
-    Whoever sends a byte now and then would otherwise hold a connection for the keep-alive time. Raises
-    `trio.TooSlowError`, which Hypercorn takes for a closed connection.
+    async def restart(self, _task_group: object, _action: object) -> None:
+        await trio.lowlevel.cancel_shielded_checkpoint()
+
+    async def stop(self) -> None:
+        await trio.lowlevel.cancel_shielded_checkpoint()
+
+
+class _Connection:
+    """A socket stream with what Hypercorn lacks.
+
+    - The head of a request must be complete within the header timeout of its first byte: whoever sends a byte now and
+      then would otherwise hold a connection for the keep-alive time.
+    - An idle connection ends after the keep-alive time, or when the server shuts down.
+    - Head and body of a response leave in one segment.
     """
 
-    def __init__(self, stream: trio.SocketStream, timeout: float) -> None:
+    def __init__(self, stream: trio.SocketStream, limits: ServerLimits) -> None:
         self._stream = stream
-        self._timeout = timeout
-        self._deadline = float("inf")
-        self._in_request = False
+        self._limits = limits
+        self._answering = False
+        self._in_head = False  # between the first byte of a head and its end
+        self._head_deadline = float("inf")
+        self._held = bytearray()
+        self._reading = trio.CancelScope()
         self.socket = stream.socket
 
-    def head_complete(self) -> None:
-        self._in_request = True
-        self._deadline = float("inf")
+    def close_if_idle(self) -> None:
+        """End the connection unless a request is being answered."""
+        if not self._answering:
+            self._reading.cancel(reason="shutting down")
 
-    def request_done(self) -> None:
-        self._in_request = False
+    def head_complete(self) -> None:
+        """A request is being answered: what arrives is its body, and what is sent is held back."""
+        self._answering, self._in_head = True, False
+        self._reading.deadline = float("inf")
+
+    async def response_complete(self) -> None:
+        """Send what was held back; from now on the connection is idle."""
+        self._answering = False
+        self._reading.deadline = trio.current_time() + self._limits.keep_alive_timeout
+        held, self._held = self._held, bytearray()
+        with suppress(trio.BrokenResourceError, trio.ClosedResourceError):  # the reading side hears of it, too
+            await self._stream.send_all(held)
 
     async def receive_some(self, max_bytes: int) -> bytes | bytearray:
-        with trio.fail_at(self._deadline):
+        """What the peer sent; empty at its end, and when its time is up."""
+        with trio.CancelScope(deadline=self._deadline()) as self._reading:
             data = await self._stream.receive_some(max_bytes)
-        if not self._in_request and self._deadline == float("inf"):
-            self._deadline = trio.current_time() + self._timeout
-        return data
+            if not self._answering and not self._in_head:
+                self._in_head = True
+                self._head_deadline = trio.current_time() + self._limits.header_timeout
+            return data
+        return b""
+
+    def _deadline(self) -> float:
+        if self._answering:
+            return float("inf")
+        if not self._in_head:
+            return trio.current_time() + self._limits.keep_alive_timeout
+        return self._head_deadline
 
     async def send_all(self, data: bytes) -> None:
-        await self._stream.send_all(data)
+        if self._answering:
+            self._held += data
+        else:
+            await self._stream.send_all(data)
 
     async def send_eof(self) -> None:
         await self._stream.send_eof()

@@ -6,6 +6,7 @@ point lies on its curve is `signer.crypto`'s business. Does no I/O.
 
 from dataclasses import dataclass
 from enum import Enum
+from functools import lru_cache
 from hashlib import blake2b
 from typing import Self
 
@@ -62,6 +63,21 @@ def digest_of(message: bytes) -> bytes:
     return blake2b(message, digest_size=DIGEST_LENGTH).digest()
 
 
+# The same few addresses and chains are converted for every request; Base58 is quadratic in pure Python.
+@lru_cache(maxsize=4096)
+def _decode_hash(text: str) -> tuple[Curve, bytes]:
+    prefix, payload = base58.decode(text)
+    curve = _CURVE_OF_HASH.get(prefix)
+    if curve is None:
+        raise Base58Error("gotez: unknown public key prefix")
+    return curve, payload
+
+
+@lru_cache(maxsize=4096)
+def _hash_text(curve: Curve, digest: bytes) -> str:
+    return base58.encode(_HASH[curve], digest)
+
+
 @dataclass(frozen=True, slots=True)
 class PublicKeyHash:
     """An address of an implicit account: `tz1…` to `tz4…`."""
@@ -76,18 +92,14 @@ class PublicKeyHash:
     @classmethod
     def from_base58(cls, text: str) -> Self:
         """Parse `tz1…`; raises `Base58Error`."""
-        prefix, payload = base58.decode(text)
-        curve = _CURVE_OF_HASH.get(prefix)
-        if curve is None:
-            raise Base58Error("gotez: unknown public key prefix")
-        return cls(curve, payload)
+        return cls(*_decode_hash(text))
 
     def tagged(self) -> bytes:
         """The 21 bytes of the wire: curve tag, then the hash."""
         return bytes((self.curve.value,)) + self.digest
 
     def __str__(self) -> str:
-        return base58.encode(_HASH[self.curve], self.digest)
+        return _hash_text(self.curve, self.digest)
 
     def __repr__(self) -> str:
         return f"PublicKeyHash({self})"
@@ -152,6 +164,7 @@ class Signature:
         return base58.encode(self._prefix, self.data)
 
 
+@lru_cache(maxsize=256)
 def chain_id_text(chain_id: bytes) -> str:
     """`Net…` for the four bytes of a chain id."""
     return base58.encode(base58.CHAIN_ID, chain_id)

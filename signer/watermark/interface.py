@@ -4,6 +4,7 @@ Section 3.7 of the signer specification, with its weaknesses 19 to 26 mended. Th
 `signer.watermark.rules`.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from enum import StrEnum
 from typing import Protocol
@@ -69,6 +70,45 @@ class WatermarkStoreError(SignerError):
     status = 500
 
 
+class Advance:
+    """One mark on its way to the disk. A caller that stops waiting leaves it advanced, never half written."""
+
+    __slots__ = ("_on_settled", "_settled", "digest", "error", "key", "level", "round", "stored")
+
+    def __init__(
+        self,
+        key: MarkKey,
+        level: int,
+        round: int,
+        digest: bytes,
+        on_settled: Callable[["Advance"], None],
+    ) -> None:
+        self.key = key
+        self.level = level
+        self.round = round
+        self.digest = digest
+        self.stored: str | None = None  # the signature (Base58) that exactly these bytes were given before
+        self.error: SignerError | None = None
+        self._on_settled = on_settled
+        self._settled = trio.Event()
+
+    def settle(self) -> None:
+        """The outcome is known; called by the store, in the Trio thread."""
+        self._on_settled(self)
+        self._settled.set()
+
+    async def wait(self) -> str | None:
+        """Return when the mark is durable.
+
+        Returns the stored signature if exactly these bytes stand in the slot and were signed before, else None: the
+        caller signs, then calls `remember`. Raises `WatermarkRefusedError` or `WatermarkStoreError`.
+        """
+        await self._settled.wait()
+        if self.error is not None:
+            raise self.error
+        return self.stored
+
+
 class WatermarkStore(Protocol):
     """A durable set of marks."""
 
@@ -80,14 +120,13 @@ class WatermarkStore(Protocol):
         Raises `WatermarkStoreError` where it cannot be opened.
         """
 
-    async def advance(self, key: MarkKey, level: int, round: int, digest: bytes) -> str | None:
-        """Check-and-set one mark in one transaction; returns when it is durable.
+    def advance(
+        self, key: MarkKey, level: int, round: int, digest: bytes, *, on_settled: Callable[["Advance"], None]
+    ) -> "Advance":
+        """Begin to check and set one mark, in one transaction; the work goes on while the caller does other things.
 
-        Returns the stored signature (Base58) if exactly these bytes stand in the slot and were signed before,
-        else None: the caller signs, then calls `remember`. The same bytes without a stored signature are
-        accepted. Cancelling the caller may leave the mark advanced, never half written.
-
-        Raises `WatermarkRefusedError` or `WatermarkStoreError`.
+        *on_settled* is called in the Trio thread as soon as the outcome is known, before the waiter wakes. Raises
+        `MalformedRequestError` for a level or round out of range, `WatermarkStoreError` if the store is closed.
         """
 
     def remember(self, key: MarkKey, digest: bytes, signature: str) -> None:

@@ -1,8 +1,10 @@
 """Marks in memory, `watermark.driver: mem`: lost at exit, so two runs can sign one slot twice. For tests."""
 
+from collections.abc import Callable
+
 import trio
 
-from signer.watermark.interface import Mark, MarkKey
+from signer.watermark.interface import Advance, Mark, MarkKey, WatermarkRefusedError
 from signer.watermark.rules import Replay, check_range, decide
 
 
@@ -18,15 +20,22 @@ class MemoryWatermarks:
         task_status.started()
         await trio.sleep_forever()
 
-    async def advance(self, key: MarkKey, level: int, round: int, digest: bytes) -> str | None:
-        await trio.lowlevel.checkpoint()
+    def advance(
+        self, key: MarkKey, level: int, round: int, digest: bytes, *, on_settled: Callable[[Advance], None]
+    ) -> Advance:
         check_range(level, round)
-        decision = decide(key, self._marks.get(key), level, round, digest)
-        if isinstance(decision, Replay):
-            return decision.signature
-        if decision.moves:
-            self._marks[key] = Mark(level, round, digest)
-        return None
+        advance = Advance(key, level, round, digest, on_settled)
+        try:
+            decision = decide(key, self._marks.get(key), level, round, digest)
+        except WatermarkRefusedError as exc:
+            advance.error = exc
+        else:
+            if isinstance(decision, Replay):
+                advance.stored = decision.signature
+            elif decision.moves:
+                self._marks[key] = Mark(level, round, digest)
+        advance.settle()
+        return advance
 
     def remember(self, key: MarkKey, digest: bytes, signature: str) -> None:
         standing = self._marks.get(key)

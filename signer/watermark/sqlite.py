@@ -17,7 +17,7 @@ import structlog
 import trio
 
 from signer.watermark.database import Database
-from signer.watermark.interface import Mark, MarkKey, WatermarkRefusedError, WatermarkStoreError
+from signer.watermark.interface import Advance, Mark, MarkKey, WatermarkRefusedError, WatermarkStoreError
 from signer.watermark.rules import Accept, Replay, check_range, decide
 
 _SIGNATURE_DELAY = 0.02
@@ -32,21 +32,6 @@ class IoObserver(Protocol):
 
     def watermark_io(self, operation: str, seconds: float, error: str | None) -> None:
         """*operation* is `write`; *error* names what failed, None for success."""
-
-
-class _Pending:
-    """One call of `advance` that waits for the writer thread."""
-
-    __slots__ = ("digest", "done", "error", "key", "level", "round", "stored")
-
-    def __init__(self, key: MarkKey, level: int, round: int, digest: bytes) -> None:
-        self.key = key
-        self.level = level
-        self.round = round
-        self.digest = digest
-        self.done = trio.Event()
-        self.stored: str | None = None
-        self.error: Exception | None = None
 
 
 class _Signature:
@@ -78,7 +63,7 @@ class SqliteWatermarks:
         self._path = path
         self._prepare = prepare
         self._observer = observer
-        self._queue: queue.SimpleQueue[_Pending | _Signature | None] = queue.SimpleQueue()
+        self._queue: queue.SimpleQueue[Advance | _Signature | None] = queue.SimpleQueue()
         self._token: trio.lowlevel.TrioToken | None = None
         self._open = False
 
@@ -97,17 +82,15 @@ class SqliteWatermarks:
             with trio.CancelScope(shield=True):  # what was handed in is still written
                 await trio.to_thread.run_sync(writer.join)
 
-    async def advance(self, key: MarkKey, level: int, round: int, digest: bytes) -> str | None:
+    def advance(
+        self, key: MarkKey, level: int, round: int, digest: bytes, *, on_settled: Callable[[Advance], None]
+    ) -> Advance:
         check_range(level, round)
         if not self._open:
-            await trio.lowlevel.checkpoint()
             raise WatermarkStoreError("the watermark store is closed; nothing is signed")
-        pending = _Pending(key, level, round, digest)
-        self._queue.put(pending)
-        await pending.done.wait()
-        if pending.error is not None:
-            raise pending.error
-        return pending.stored
+        advance = Advance(key, level, round, digest, on_settled)
+        self._queue.put(advance)
+        return advance
 
     def remember(self, key: MarkKey, digest: bytes, signature: str) -> None:
         self._queue.put(_Signature(key, digest, signature))
@@ -140,14 +123,14 @@ class SqliteWatermarks:
                 signatures = []
         database.close()
 
-    def _take(self, timeout: float | None) -> tuple[list[_Pending], list[_Signature], bool]:
+    def _take(self, timeout: float | None) -> tuple[list[Advance], list[_Signature], bool]:
         """Wait at most *timeout* seconds for something to do, then take all there is; False when the store closes."""
-        pending: list[_Pending] = []
+        pending: list[Advance] = []
         signatures: list[_Signature] = []
         try:
             item = self._queue.get(timeout=timeout)
             while item is not None:
-                if isinstance(item, _Pending):
+                if isinstance(item, Advance):
                     pending.append(item)
                 else:
                     signatures.append(item)
@@ -156,7 +139,7 @@ class SqliteWatermarks:
             return pending, signatures, True
         return pending, signatures, False
 
-    def _commit(self, database: Database, pending: list[_Pending], signatures: list[_Signature]) -> None:
+    def _commit(self, database: Database, pending: list[Advance], signatures: list[_Signature]) -> None:
         began, failure = time.perf_counter(), None
         try:
             with database.transaction():
@@ -184,10 +167,10 @@ class SqliteWatermarks:
         except WatermarkStoreError as exc:  # no harm: the same bytes are signed again
             logger.warning("signatures were not stored beside their marks", error=str(exc))
 
-    def _settle(self, pending: list[_Pending]) -> None:
+    def _settle(self, pending: list[Advance]) -> None:
         def wake() -> None:
             for one in pending:
-                one.done.set()
+                one.settle()
 
         assert self._token is not None
         try:
@@ -196,7 +179,7 @@ class SqliteWatermarks:
             return
 
 
-def _check_and_set(database: Database, pending: _Pending) -> None:
+def _check_and_set(database: Database, pending: Advance) -> None:
     """Decide one request inside the transaction; a refusal is the request's, not the batch's."""
     try:
         standing = database.get(pending.key)

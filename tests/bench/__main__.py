@@ -192,4 +192,5 @@ def print_start_up(directory: Path) -> None:
             )
 
 
-main()
+if __name__ == "__main__":
+    main()

@@ -80,7 +80,11 @@ class Session:
         happened) or `SessionLostError`.
         """
         frame = encode_frame(encode_call(call))
-        async with self._lock:
+        try:
+            self._lock.acquire_nowait()
+        except trio.WouldBlock:
+            await self._lock.acquire()
+        try:
             if self._failure is not None:
                 raise SessionLostError(self._failure)
             slot = _Slot(call, trio.current_time() + self._timeout)
@@ -88,6 +92,8 @@ class Session:
             if len(self._slots) == 1:
                 self._limit.deadline = slot.deadline
             await self._send(frame)
+        finally:
+            self._lock.release()
         await slot.settled.wait()  # cancelled here: the slot stays, its reply is dropped
         if slot.error is not None:
             raise slot.error
