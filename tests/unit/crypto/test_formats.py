@@ -1,0 +1,146 @@
+"""Every form in which a secret key may come, and what a wrong one is told; never a byte of the secret."""
+
+import pytest
+from cryptography.hazmat.primitives.asymmetric import ec, ed25519, rsa
+from cryptography.hazmat.primitives.serialization import (
+    BestAvailableEncryption,
+    Encoding,
+    KeySerializationEncryption,
+    NoEncryption,
+    PrivateFormat,
+)
+from hypothesis import given
+from hypothesis import strategies as st
+
+from signer.crypto import (
+    CryptoError,
+    InvalidKeyError,
+    PassphraseNeededError,
+    WrongPassphraseError,
+    generate_secret_key,
+    load_secret_key,
+)
+from signer.crypto.formats import UnknownFormatError, encrypt, parse_secret_key, to_base58
+from signer.tezos.keys import Curve
+
+KEYS = {curve: load_secret_key(curve, bytes(range(1, 33))) for curve in Curve}
+
+
+def never() -> str:
+    raise AssertionError("the key is not encrypted")
+
+
+def private(curve: Curve) -> ec.EllipticCurvePrivateKey | ed25519.Ed25519PrivateKey:
+    secret = bytes(range(1, 33))
+    if curve is Curve.ED25519:
+        return ed25519.Ed25519PrivateKey.from_private_bytes(secret)
+    kind = ec.SECP256R1() if curve is Curve.P256 else ec.SECP256K1()
+    return ec.derive_private_key(int.from_bytes(secret, "big"), kind)
+
+
+@pytest.mark.parametrize("curve", list(Curve))
+@pytest.mark.parametrize("around", ["{}", " {}\n", "\r\n\t{}\r\n", "\ufeff{}", "unencrypted:{}"])
+def test_base58_with_anything_around(curve: Curve, around: str) -> None:
+    key = KEYS[curve]
+    assert parse_secret_key(around.format(to_base58(key)).encode(), never).public_key == key.public_key
+
+
+@pytest.mark.parametrize("curve", list(Curve))
+def test_encrypted_base58(curve: Curve) -> None:
+    key = KEYS[curve]
+    text = encrypt(key, "password", bytes(range(8)))
+    assert text[2:5] == "esk"
+    for form in (text, f"encrypted:{text}\n"):
+        assert parse_secret_key(form.encode(), lambda: "password").public_key == key.public_key
+    with pytest.raises(WrongPassphraseError, match="gotez: unable to decrypt the private key"):
+        parse_secret_key(text.encode(), lambda: "Password")
+    with pytest.raises(PassphraseNeededError):
+        parse_secret_key(text.encode(), lambda: None)
+
+
+def test_the_known_encrypted_key() -> None:
+    key = parse_secret_key(b"edsk4FTF78Qf1m2rykGpHqostAiq5gYW4YZEoGUSWBTJr2njsDHSnd", never)
+    assert encrypt(key, "password", bytes(range(8))) == (
+        "edesk1G15ZSUwitvk2D8Xm4TcZwYU1bjNVbX5BZRKXK7kVuB9wyxQHSuFvPGuNLFAj8aN4kKU5jb9G85qXQ3S4YV"
+    )
+
+
+def test_the_long_edsk() -> None:
+    from signer.tezos import base58
+
+    key = KEYS[Curve.ED25519]
+    text = base58.encode(base58.ED25519_SECRET_KEY, bytes(key.secret_bytes()) + key.public_key.data)
+    assert parse_secret_key(text.encode(), never).public_key == key.public_key
+
+
+@pytest.mark.parametrize("curve", [Curve.ED25519, Curve.SECP256K1, Curve.P256])
+@pytest.mark.parametrize("encoding", [Encoding.PEM, Encoding.DER])
+@pytest.mark.parametrize("form", [PrivateFormat.PKCS8, PrivateFormat.TraditionalOpenSSL])
+@pytest.mark.parametrize("passphrase", [None, "open sesame"])
+def test_pem_and_der(curve: Curve, encoding: Encoding, form: PrivateFormat, passphrase: str | None) -> None:
+    if form is PrivateFormat.TraditionalOpenSSL and (curve is Curve.ED25519 or passphrase):
+        form = PrivateFormat.PKCS8
+    protection: KeySerializationEncryption = NoEncryption()
+    if passphrase:
+        protection = BestAvailableEncryption(passphrase.encode())
+    data = private(curve).private_bytes(encoding, form, protection)
+    assert parse_secret_key(data, lambda: passphrase).public_key == KEYS[curve].public_key
+    if encoding is Encoding.PEM:
+        assert parse_secret_key(b"\n  " + data + b"\n\n", lambda: passphrase).public_key == KEYS[curve].public_key
+    if passphrase:
+        with pytest.raises(WrongPassphraseError):
+            parse_secret_key(data, lambda: "wrong")
+        with pytest.raises(PassphraseNeededError):
+            parse_secret_key(data, lambda: None)
+
+
+def test_other_keys_are_named() -> None:
+    other = ec.generate_private_key(ec.SECP384R1()).private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption())
+    with pytest.raises(InvalidKeyError, match="crypt: unsupported key type"):
+        parse_secret_key(other, never)
+    rsa_key = rsa.generate_private_key(65537, 2048).private_bytes(Encoding.DER, PrivateFormat.PKCS8, NoEncryption())
+    with pytest.raises(InvalidKeyError, match="crypt: unsupported key type"):
+        parse_secret_key(rsa_key, never)
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        (b"-----BEGIN PRIVATE KEY-----\nAAAA\n-----END PRIVATE KEY-----", "failed to decode PEM block"),
+        (b"-----BEGIN", "failed to decode PEM block"),
+        (b"tz1LggX2HUdvJ1tF4Fvv8fjsrzLeW4Jr9t2Q", "unknown private key prefix"),
+        (b"edsk0", "unexpected character"),
+        (b"", "too short"),
+        (b"0" * 70000, "larger than any secret key"),
+        (b"\x30\x82\x01\x00", "failed to decode DER"),
+        (b"\xff\xfe", "failed to decode DER"),
+    ],
+)
+def test_texts(text: bytes, expected: str) -> None:
+    with pytest.raises(UnknownFormatError, match=expected):
+        parse_secret_key(text, never)
+
+
+def test_a_scalar_out_of_range_in_base58() -> None:
+    from signer.tezos import base58
+
+    with pytest.raises(InvalidKeyError, match="order"):
+        parse_secret_key(base58.encode(base58.BLS_SECRET_KEY, b"\xff" * 32).encode(), never)
+
+
+@given(st.sampled_from(list(Curve)), st.integers(0, 53), st.characters(codec="ascii"))
+def test_no_error_shows_a_part_of_the_secret(curve: Curve, position: int, character: str) -> None:
+    text = to_base58(KEYS[curve])
+    damaged = text[:position] + character + text[position + 1 :]
+    try:
+        parse_secret_key(damaged.encode(), lambda: None)
+    except CryptoError as exc:
+        parts = {text[start : start + 6] for start in range(4, len(text) - 6)}
+        assert not any(part in str(exc) for part in parts)
+        assert exc.__suppress_context__ or exc.__cause__ is None
+
+
+def test_generated_keys_survive_every_text_form() -> None:
+    for curve in Curve:
+        key = generate_secret_key(curve)
+        assert parse_secret_key(to_base58(key).encode(), never).public_key == key.public_key
