@@ -8,7 +8,6 @@ Each connection is served by Hypercorn's `TCPServer` as it is.
 import errno
 import resource
 from collections.abc import Awaitable, Callable
-from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
@@ -140,7 +139,6 @@ class _Connections:
         ) -> None:
             connection.head_complete()
             await self._app(scope, receive, send)
-            await connection.response_complete()
 
         state = ConnectionState(LifespanState({}))
         server = TCPServer(app, self._config, self._context, state, connection)  # type: ignore[arg-type]
@@ -195,14 +193,6 @@ class _Connection:
         self._answering, self._in_head = True, False
         self._reading.deadline = float("inf")
 
-    async def response_complete(self) -> None:
-        """Send what was held back; from now on the connection is idle."""
-        self._answering = False
-        self._reading.deadline = trio.current_time() + self._limits.keep_alive_timeout
-        held, self._held = self._held, bytearray()
-        with suppress(trio.BrokenResourceError, trio.ClosedResourceError):  # the reading side hears of it, too
-            await self._stream.send_all(held)
-
     async def receive_some(self, max_bytes: int) -> bytes | bytearray:
         """What the peer sent; empty at its end, and when its time is up."""
         with trio.CancelScope(deadline=self._deadline()) as self._reading:
@@ -221,10 +211,15 @@ class _Connection:
         return self._head_deadline
 
     async def send_all(self, data: bytes) -> None:
-        if self._answering:
-            self._held += data
-        else:
-            await self._stream.send_all(data)
+        """Hold the parts of a response back; h11 ends each with an empty part, which sends them."""
+        self._held += data
+        if data and self._answering:
+            return
+        if self._answering:  # from now on the connection is idle
+            self._answering = False
+            self._reading.deadline = trio.current_time() + self._limits.keep_alive_timeout
+        held, self._held = self._held, bytearray()
+        await self._stream.send_all(held)
 
     async def send_eof(self) -> None:
         await self._stream.send_eof()

@@ -47,8 +47,10 @@ ANSWERS = [
         "tz4XXtsYav3fZz2FSDa7hcx4F8sh8SaDWNME",
         BLS_FORM,
         2,
-        "BLsigAtNfu2y6iey2j3YyGj2AQ8FkHCNEk9aECLyLV3uecaNYWBg1TnXFkt7pCz7Nv2DoxZgxQbobf2odwJZnftEUevfqfzyDFZfdU9ocNBhxK"
-        "BTpTevzN7SBZGZNo5Ma6A3SZonro8Xgx",
+        (
+            "BLsigAtNfu2y6iey2j3YyGj2AQ8FkHCNEk9aECLyLV3uecaNYWBg1TnXFkt7pCz7Nv2DoxZgxQbobf2odwJZnftEUevfqfzyDFZfdU9ocNBhxK"
+            "BTpTevzN7SBZGZNo5Ma6A3SZonro8Xgx"
+        ),
     ),
     (
         BLS_SECRET,
@@ -56,8 +58,10 @@ ANSWERS = [
         "tz4XXtsYav3fZz2FSDa7hcx4F8sh8SaDWNME",
         BLS_FORM,
         1,
-        "BLsigAoQWGudQcUXQ2REcQrUTrXfgCvJpNgTqy4jprPLjLBvB1arH88SSvUfHiNicmaqnjpD11Tx7BtaSG3aBVguKdcbAdpoU89TWVoRezw7TY"
-        "8Q2hBWg3z1BAavkrMGMTdqhaYXoDXyyD",
+        (
+            "BLsigAoQWGudQcUXQ2REcQrUTrXfgCvJpNgTqy4jprPLjLBvB1arH88SSvUfHiNicmaqnjpD11Tx7BtaSG3aBVguKdcbAdpoU89TWVoRezw7TY"
+            "8Q2hBWg3z1BAavkrMGMTdqhaYXoDXyyD"
+        ),
     ),
 ]
 

@@ -1,0 +1,224 @@
+"""The rules of a session in the enclave, as a table; sealing for development."""
+
+import stat
+from pathlib import Path
+
+import pytest
+
+from signer.crypto import load_secret_key, verify, verify_possession
+from signer.enclave import session as session_module
+from signer.enclave.sealing.interface import SealingError
+from signer.enclave.sealing.local import KeyFileError, LocalSealing, load_or_create_key_file
+from signer.enclave.sealing.none import NoSealing
+from signer.enclave.session import Session
+from signer.rpc._cbor import dumps, loads
+from signer.rpc.messages import (
+    Call,
+    Created,
+    Generate,
+    GenerateAndImport,
+    Import,
+    Imported,
+    ImportUnencrypted,
+    Initialize,
+    ProvePossession,
+    PublicKeyFrom,
+    PublicKeyOf,
+    RemoteError,
+    Result,
+    Sign,
+    SignWith,
+    decode_reply,
+    encode_call,
+)
+from signer.tezos.keys import Curve, Signature
+
+SEALING = LocalSealing(bytes(32))
+
+
+async def ask(session: Session, call: Call) -> Result:
+    return decode_reply(call, await session.answer(encode_call(call)))
+
+
+async def opened() -> Session:
+    session = Session(SEALING)
+    assert await ask(session, Initialize(access_key_id="a", secret_access_key="b")) is None
+    return session
+
+
+@pytest.mark.parametrize("curve", list(Curve))
+async def test_every_call(curve: Curve) -> None:
+    session = await opened()
+    created = await ask(session, GenerateAndImport(curve))
+    assert isinstance(created, Created)
+    assert created.handle == 0
+    key = created.public_key
+    assert await ask(session, PublicKeyOf(0)) == key
+    assert await ask(session, PublicKeyFrom(created.encrypted_private_key)) == key
+    for call in (Sign(0, b"message", 2), SignWith(created.encrypted_private_key, b"message", 255)):
+        signature = await ask(session, call)
+        assert isinstance(signature, Signature)
+        assert verify(key, b"message", signature)
+    assert await ask(session, Import(created.encrypted_private_key)) == Imported(key, 1)
+    generated = await ask(session, Generate(curve))
+    assert isinstance(generated, Created)
+    assert generated.handle is None
+    assert await ask(session, Import(generated.encrypted_private_key)) == Imported(generated.public_key, 2)
+    unencrypted = await ask(session, ImportUnencrypted(curve, bytes(range(1, 33))))
+    assert isinstance(unencrypted, Created)
+    assert unencrypted.public_key == load_secret_key(curve, bytes(range(1, 33))).public_key
+    assert unencrypted.handle == session.number_of_keys - 1 == 3
+
+
+async def test_possession() -> None:
+    session = await opened()
+    key = await ask(session, GenerateAndImport(Curve.BLS12_381))
+    other = await ask(session, GenerateAndImport(Curve.BLS12_381))
+    assert isinstance(key, Created)
+    assert isinstance(other, Created)
+    proof = await ask(session, ProvePossession(0))
+    assert isinstance(proof, Signature)
+    assert verify_possession(key.public_key, proof)
+    over = await ask(session, ProvePossession(0, other.public_key.data))
+    assert isinstance(over, Signature)
+    assert verify_possession(key.public_key, over, over=other.public_key)
+
+
+@pytest.mark.parametrize(
+    ("call", "chain"),
+    [
+        (Sign(9, b"", 2), "signer error: invalid handle"),
+        (PublicKeyOf(2**63), "signer error: invalid handle"),
+        (ProvePossession(0), "signer error: Proof of possession is not supported"),
+        (Sign(1, b"", 0), "signer error: Signing version 0 is not defined for BLS keys"),
+        (Initialize(), "already initialized"),
+        (Import(b"junk"), "encryption error: format: this is not a blob"),
+        (Import(b"TZSB\x01"), "encryption error: format: this blob was sealed by an enclave image"),
+        (ImportUnencrypted(Curve.P256, bytes(32)), "signer error: the P256 secret key is not below the order"),
+    ],
+)
+async def test_refusals_leave_the_session_as_it_is(call: Call, chain: str) -> None:
+    session = await opened()
+    await ask(session, GenerateAndImport(Curve.ED25519))
+    await ask(session, GenerateAndImport(Curve.BLS12_381))
+    with pytest.raises(RemoteError, match=chain):
+        await ask(session, call)
+    assert isinstance(await ask(session, Sign(1, b"still there", 2)), Signature)
+
+
+async def test_the_first_call_is_initialize() -> None:
+    session = Session(SEALING)
+    for call in (Sign(0, b"", 2), Generate(Curve.P256), PublicKeyOf(0)):
+        with pytest.raises(RemoteError, match="^uninitialized$"):
+            await ask(session, call)
+    reply = loads(await session.answer(b"\xff\xff"))
+    assert isinstance(reply, dict)
+    assert "malformed CBOR" in reply["Err"]["message"]
+
+
+async def test_version_0_is_fine_for_other_curves() -> None:
+    session = await opened()
+    created = await ask(session, GenerateAndImport(Curve.SECP256K1))
+    assert isinstance(created, Created)
+    signature = await ask(session, Sign(0, b"m", 0))
+    assert isinstance(signature, Signature)
+    assert verify(created.public_key, b"m", signature)
+
+
+async def test_keys_are_limited_and_wiped(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(session_module, "MAX_KEYS", 2)
+    session = await opened()
+    blobs = []
+    for _ in range(2):
+        created = await ask(session, GenerateAndImport(Curve.ED25519))
+        assert isinstance(created, Created)
+        blobs.append(created.encrypted_private_key)
+    for call in (GenerateAndImport(Curve.P256), Import(blobs[0]), ImportUnencrypted(Curve.P256, bytes(31) + b"\1")):
+        with pytest.raises(RemoteError, match="at most 2 keys"):
+            await ask(session, call)
+    kept = list(session._keys)
+    session.close()
+    assert session.number_of_keys == 0
+    assert not any(any(key.secret_bytes()) for key in kept)
+    with pytest.raises(RemoteError, match="uninitialized"):
+        await ask(session, PublicKeyOf(0))
+
+
+async def test_entropy_makes_the_keys() -> None:
+    def entropy(count: int) -> bytes:
+        return b"\7" * count
+
+    session = Session(SEALING, entropy=entropy)
+    await ask(session, Initialize())
+    created = await ask(session, GenerateAndImport(Curve.ED25519))
+    assert isinstance(created, Created)
+    assert created.public_key == load_secret_key(Curve.ED25519, b"\7" * 32).public_key
+
+
+# -- sealing
+
+
+@pytest.mark.parametrize("curve", list(Curve))
+async def test_a_sealed_key_opens_only_unchanged_and_under_its_key(curve: Curve) -> None:
+    key = load_secret_key(curve, bytes(range(1, 33)))
+    blob = await SEALING.seal(key)
+    assert bytes(range(1, 33)) not in blob
+    assert (await SEALING.open(blob)).public_key == key.public_key
+    for position in range(len(blob)):
+        changed = bytearray(blob)
+        changed[position] ^= 1
+        with pytest.raises(SealingError):
+            await SEALING.open(bytes(changed))
+    for end in range(len(blob)):
+        with pytest.raises(SealingError):
+            await SEALING.open(blob[:end])
+    with pytest.raises(SealingError, match="another key file"):
+        await LocalSealing(b"\1" * 32).open(blob)
+    assert await SEALING.seal(key) != blob
+
+
+async def test_the_address_is_bound() -> None:
+    """Whoever holds the key file can seal anything, but not under another key's address."""
+    first, second = (load_secret_key(Curve.P256, bytes(31) + bytes([number])) for number in (1, 2))
+
+    class Liar:
+        curve = first.curve
+        public_key = second.public_key
+
+        def secret_bytes(self) -> bytearray:
+            return first.secret_bytes()
+
+    blob = await SEALING.seal(Liar())  # type: ignore[arg-type]
+    with pytest.raises(SealingError, match="address mismatch"):
+        await SEALING.open(blob)
+
+
+async def test_no_sealing_is_the_plaintext_and_says_so(capsys: pytest.CaptureFixture[str]) -> None:
+    sealing = NoSealing()
+    key = load_secret_key(
+        Curve.ED25519, bytes.fromhex("cfe0c48fe7530d3aba4f5b3a9b33073251691a83fbc1ab248db31c42ec2b9703")
+    )
+    blob = await sealing.seal(key)
+    assert blob.hex() == "a167456432353531395820cfe0c48fe7530d3aba4f5b3a9b33073251691a83fbc1ab248db31c42ec2b9703"
+    assert (await sealing.open(blob)).public_key == key.public_key
+    assert capsys.readouterr().err.count("WARNING sealing is off") == 2
+    for bad in (b"", dumps({"Rsa": b""}), dumps({"NistP256": bytes(32)}), dumps({"Bls": bytes(5)})):
+        with pytest.raises(SealingError, match="deserialization error"):
+            await sealing.open(bad)
+
+
+def test_the_key_file(tmp_path: Path) -> None:
+    path = tmp_path / "key"
+    key = load_or_create_key_file(path)
+    assert len(key) == 32
+    assert stat.S_IMODE(path.stat().st_mode) == 0o600
+    assert load_or_create_key_file(path) == key
+    path.chmod(0o644)
+    with pytest.raises(KeyFileError, match="chmod 600"):
+        load_or_create_key_file(path)
+    path.chmod(0o600)
+    path.write_bytes(b"short")
+    with pytest.raises(KeyFileError, match="5 bytes instead of 32"):
+        load_or_create_key_file(path)
+    with pytest.raises(KeyFileError, match="cannot use"):
+        load_or_create_key_file(tmp_path / "no" / "key")

@@ -1,0 +1,279 @@
+"""The wire, byte for byte: the frames of section 4.4, the samples of 4.5, and hostile CBOR."""
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from signer.rpc import messages
+from signer.rpc._cbor import dumps, loads
+from signer.rpc.frames import encode_frame
+from signer.rpc.messages import (
+    Call,
+    Created,
+    Generate,
+    GenerateAndImport,
+    Import,
+    Imported,
+    ImportUnencrypted,
+    Initialize,
+    MalformedCallError,
+    MalformedReplyError,
+    ProvePossession,
+    PublicKeyFrom,
+    PublicKeyOf,
+    RemoteError,
+    Sign,
+    SignWith,
+    decode_call,
+    decode_reply,
+    encode_call,
+    encode_error,
+    encode_reply,
+)
+from signer.tezos.keys import Curve, PublicKey, Signature
+
+SEED = bytes.fromhex("cfe0c48fe7530d3aba4f5b3a9b33073251691a83fbc1ab248db31c42ec2b9703")
+PUBLIC = PublicKey(Curve.ED25519, bytes.fromhex("b9dfece6122726b04976b23a69d54729816cebde72eebd521b2b8d5a6ad891b6"))
+SCALAR = bytes.fromhex("552d23f1c7a26e14301fd17681831f11a37fce2a9958fdce3d48c2133b914303")
+MESSAGE = bytes.fromhex("030000")
+
+CALLS: list[tuple[Call, str]] = [
+    (
+        Initialize(
+            access_key_id="AKID",
+            secret_access_key="SECRET",
+            session_token="TOKEN",
+            encryption_key_id="$7qdfdac.8e9-4f40-9747-f56d4091acfe",
+            region="us-west-2",
+        ),
+        "",
+    ),
+    (Import(b"\1\2\3"), "0000000ca166496d706f727443010203"),
+    (
+        ImportUnencrypted(Curve.ED25519, SEED),
+        (
+            "0000003ea171496d706f7274556e656e63727970746564a167456432353531395820cfe0c48fe7530d3aba4f5b3a9b3307325169"
+            "1a83fbc1ab248db31c42ec2b9703"
+        ),
+    ),
+    (
+        ImportUnencrypted(Curve.BLS12_381, SCALAR),
+        (
+            "0000003aa171496d706f7274556e656e63727970746564a163426c735820552d23f1c7a26e14301fd17681831f11a37fce2a9958"
+            "fdce3d48c2133b914303"
+        ),
+    ),
+    (Generate(Curve.BLS12_381), "0000000ea16847656e657261746563426c73"),
+    (GenerateAndImport(Curve.P256), "0000001ca17147656e6572617465416e64496d706f7274684e69737450323536"),
+    (
+        Sign(0, MESSAGE, 2),
+        "00000024a1645369676ea36668616e646c6500676d657373616765430300006776657273696f6e02",
+    ),
+    (
+        SignWith(b"\1\2\3", MESSAGE, 2),
+        (
+            "0000003aa1685369676e57697468a375656e637279707465645f707269766174655f6b657943010203676d657373616765430300"
+            "006776657273696f6e02"
+        ),
+    ),
+    (PublicKeyOf(0), "0000000ca1695075626c69634b657900"),
+    (PublicKeyFrom(b"\1\2\3"), "00000013a16d5075626c69634b657946726f6d43010203"),
+    (ProvePossession(0), "00000012a16f50726f7665506f7373657373696f6e00"),
+]
+INITIALIZE = (
+    "00000096a16a496e697469616c697a65a56d6163636573735f6b65795f696464414b4944717365637265745f6163636573735f6b657966534543"
+    "5245546d73657373696f6e5f746f6b656e65544f4b454e71656e6372797074696f6e5f6b65795f69647824373731646664"
+    "61632d653865392d346634302d393734372d66353664303931316663653466726567696f6e6975732d776573742d32"
+)
+SIGNATURE = Signature.from_base58(
+    "edsigtuRwihvmjUkXsNXix1isC4aEaHjwSqL4csc2cQrcqufFmDkVsWdqWT1t15NVjVSfcJMzqvcXnyA1EGy1BgQCt6ZQxSDk9Y"
+)
+
+
+@pytest.mark.parametrize(("call", "frame"), CALLS[1:], ids=lambda value: type(value).__name__)
+def test_calls_byte_for_byte(call: Call, frame: str) -> None:
+    assert encode_frame(encode_call(call)).hex() == frame
+    assert decode_call(bytes.fromhex(frame)[4:]) == call
+
+
+def test_initialize_byte_for_byte() -> None:
+    call = decode_call(bytes.fromhex(INITIALIZE)[4:])
+    assert isinstance(call, Initialize)
+    assert (call.access_key_id, call.secret_access_key, call.session_token) == ("AKID", "SECRET", "TOKEN")
+    assert call.region == "us-west-2"
+    assert encode_frame(encode_call(call)).hex() == INITIALIZE
+    assert "SECRET" not in repr(call)
+    assert "TOKEN" not in repr(call)
+    without = Initialize(access_key_id="a", secret_access_key="b", encryption_key_id="c", region="d")
+    assert b"session_token" not in encode_call(without)
+    assert decode_call(encode_call(without)) == without
+    assert decode_call(dumps({"Initialize": {}})) == Initialize()
+
+
+def test_secrets_stay_out_of_reprs() -> None:
+    assert SEED.hex() not in repr(ImportUnencrypted(Curve.ED25519, SEED))
+    assert repr(SEED)[4:10] not in repr(ImportUnencrypted(Curve.ED25519, SEED))
+
+
+def test_replies_byte_for_byte() -> None:
+    imported = Imported(PUBLIC, 0)
+    created = Created(b"\1\2\3", PUBLIC, 0)
+    for call, result, frame in (
+        (Initialize(), None, "00000005a1624f6bf6"),
+        (
+            Import(b""),
+            imported,
+            (
+                "00000043a1624f6ba26a7075626c69635f6b6579a167456432353531395820b9dfece6122726b04976b23a69d54729816cebde72"
+                "eebd521b2b8d5a6ad891b66668616e646c6500"
+            ),
+        ),
+        (
+            GenerateAndImport(Curve.ED25519),
+            created,
+            (
+                "0000005da1624f6ba375656e637279707465645f707269766174655f6b6579430102036a7075626c69635f6b6579a16745643235"
+                "3531395820b9dfece6122726b04976b23a69d54729816cebde72eebd521b2b8d5a6ad891b66668616e646c6500"
+            ),
+        ),
+        (
+            Sign(0, b"", 2),
+            SIGNATURE,
+            (
+                "00000088a1624f6ba16745643235353139984018a5184818a51837081843187f185a18d318c618b8182b18b61218c31891182e18"
+                "1918b1182a183518ec18e11854184818ef187d18ee18900e182518cc1878183618f218f5131318c5181b181b18f418bd182b1879"
+                "189418721843184518f018d018a41867188d1840183e0b18f2183918a21841187c186907"
+            ),
+        ),
+    ):
+        assert encode_frame(encode_reply(result)).hex() == frame
+        assert decode_reply(call, bytes.fromhex(frame)[4:]) == result
+
+
+def test_errors_byte_for_byte() -> None:
+    chain = "00000042a163457272a2676d6573736167656c7369676e6572206572726f7266736f75726365a2676d6573736167656e696e7661"
+    chain += "6c69642068616e646c6566736f75726365f6"
+    assert encode_frame(encode_error("signer error", "invalid handle")).hex() == chain
+    with pytest.raises(RemoteError) as caught:
+        decode_reply(Sign(0, b"", 2), bytes.fromhex(chain)[4:])
+    assert str(caught.value) == "signer error: invalid handle"
+    single = "00000024a163457272a2676d6573736167656d756e696e697469616c697a656466736f75726365f6"
+    assert encode_frame(encode_error("uninitialized")).hex() == single
+    with pytest.raises(RemoteError, match="^only$"):
+        decode_reply(PublicKeyOf(0), dumps({"Err": {"message": "only"}}))
+
+
+def test_samples_of_the_past_that_still_parse() -> None:
+    error = "a163457272a2676d657373616765686d6573736167653066736f75726365a2"
+    error += "676d657373616765686d6573736167653166736f75726365f6"
+    with pytest.raises(RemoteError, match="message0: message1"):
+        decode_reply(PublicKeyOf(0), bytes.fromhex(error))
+    bls = (
+        "a1624f6ba163426c73986018a61893181818e718ed1836185c0d14183c189618f318990618fa18ec18641822182b18c118531856011857183e"
+        "18c31899187a187118f3183818da18ab18361867188818e71839188d18aa0001186115185918ca1839182f01189a181918bb18e20818841837"
+        "18a518a509183818d118631881183d1850184318a3185918c905189d18f618d818f61618fa185e188718260a183d18f81018cf18f10f184d18"
+        "c518bf186c189b1877182c186e186a1855"
+    )
+    signature = decode_reply(Sign(0, b"", 2), bytes.fromhex(bls))
+    assert isinstance(signature, Signature)
+    assert signature.data.hex().startswith("a69318e7")
+    assert signature.data.hex().endswith("2c6e6a55")
+    assert decode_call(bytes.fromhex("a166496d706f727489000102030405060708")) == Import(bytes(range(9)))
+
+
+def test_long_messages_travel_as_arrays() -> None:
+    for length, head in ((4096, b"\x59\x10\x00"), (4097, b"\x99\x10\x01")):
+        call = Sign(7, bytes(length), 2)
+        encoded = encode_call(call)
+        assert b"message" + head in encoded
+        assert decode_call(encoded) == call
+
+
+@given(st.binary(max_size=60))
+def test_hostile_bytes_are_one_documented_error(data: bytes) -> None:
+    with pytest.raises(MalformedCallError):
+        decode_call(data)
+    with pytest.raises((MalformedReplyError, RemoteError)):
+        decode_reply(Sign(0, b"", 2), data)
+
+
+@pytest.mark.parametrize("call", [call for call, _ in CALLS], ids=lambda value: type(value).__name__)
+def test_every_truncation_and_addition_is_refused(call: Call) -> None:
+    encoded = encode_call(call)
+    for end in range(len(encoded)):
+        with pytest.raises(MalformedCallError):
+            decode_call(encoded[:end])
+    with pytest.raises(MalformedCallError, match="after the item"):
+        decode_call(encoded + b"\0")
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        b"\x81" * 100_000 + b"\0",
+        bytes.fromhex("5b7fffffffffffffff00"),
+        bytes.fromhex("9b7fffffffffffffff00"),
+        bytes.fromhex("a2645369676e00645369676e00"),
+        dumps({"Sign": {"handle": -1, "message": b"", "version": 2}}),
+        dumps({"Sign": {"handle": True, "message": b"", "version": 2}}),
+        dumps({"Sign": {"handle": 0, "message": "text", "version": 2}}),
+        dumps({"Sign": {"handle": 0, "message": [256], "version": 2}}),
+        dumps({"Sign": {"handle": 0, "message": ["a"], "version": 2}}),
+        dumps({"Sign": {"handle": 0, "message": b"", "version": 3}}),
+        dumps({"Sign": {"handle": 0, "message": b""}}),
+        dumps({"Sign": 5}),
+        dumps({"Generate": "Rsa"}),
+        dumps({"Generate": 1}),
+        dumps({"ImportUnencrypted": {"Ed25519": bytes(31)}}),
+        dumps({"ProvePossession": {"handle": 0, "public_key": {"Ed25519": bytes(32)}}}),
+        dumps({"Terminate": None}),
+        dumps("Sign"),
+        dumps({1: 2}),
+    ],
+)
+def test_malformed_calls(data: bytes) -> None:
+    with pytest.raises(MalformedCallError):
+        decode_call(data)
+
+
+@pytest.mark.parametrize(
+    ("call", "value"),
+    [
+        (Initialize(), {"Ok": 1}),
+        (Import(b""), {"Ok": {"handle": 0}}),
+        (Import(b""), {"Ok": {"public_key": {"Ed25519": bytes(31)}, "handle": 0}}),
+        (Import(b""), {"Ok": {"public_key": {"Ed25519": bytes(32)}, "handle": "0"}}),
+        (GenerateAndImport(Curve.P256), {"Ok": {"public_key": {"Ed25519": bytes(32)}, "encrypted_private_key": b""}}),
+        (Sign(0, b"", 2), {"Ok": {"Ed25519": bytes(63)}}),
+        (Sign(0, b"", 2), {"Ok": {"Bls": bytes(64)}}),
+        (Sign(0, b"", 2), {"Ok": None}),
+        (Sign(0, b"", 2), {"Maybe": None}),
+        (Sign(0, b"", 2), {"Err": None}),
+        (Sign(0, b"", 2), {"Err": {"source": None}}),
+        (Sign(0, b"", 2), {"Err": {"message": 5}}),
+    ],
+)
+def test_malformed_replies(call: Call, value: object) -> None:
+    with pytest.raises(MalformedReplyError):
+        decode_reply(call, dumps(value))
+
+
+def test_an_endless_error_chain_is_cut() -> None:
+    chain: object = None
+    for number in range(20):
+        chain = {"message": str(number), "source": chain}
+    with pytest.raises(RemoteError) as caught:
+        decode_reply(PublicKeyOf(0), dumps({"Err": chain}))
+    assert len(caught.value.chain.messages) == messages.MAX_CAUSES
+
+
+def test_prove_possession_over_another_key() -> None:
+    call = ProvePossession(3, b"\5" * 48)
+    assert decode_call(encode_call(call)) == call
+    assert loads(encode_call(call)) == {"ProvePossession": {"handle": 3, "public_key": {"Bls": b"\5" * 48}}}
+
+
+def test_generate_has_no_handle() -> None:
+    created = Created(b"blob", PUBLIC, None)
+    assert decode_reply(Generate(Curve.ED25519), encode_reply(created)) == created
+    assert decode_reply(PublicKeyOf(0), encode_reply(PUBLIC)) == PUBLIC
