@@ -37,7 +37,7 @@ test: $(VENV)/.dev ## run every test with warnings as errors, and measure branch
 	@$(BIN)/python -m coverage erase
 	@$(BIN)/python -m coverage run -m pytest
 	@$(BIN)/python -m coverage combine --quiet
-	@$(BIN)/python -m coverage report --fail-under=80
+	@$(BIN)/python -m coverage report --fail-under=70
 
 lint: $(VENV)/.dev ## format, lint, types, import contracts
 	@$(BIN)/ruff format --check .
