@@ -37,20 +37,21 @@ class Document:
 
 def parse(text: str, environ: Mapping[str, str]) -> Document:
     """Parse one document; raises `YamlError`. An empty one has the value None."""
-    loader = yaml.SafeLoader(text)
     try:
-        node = loader.get_single_node()
-        document = Document()
-        if node is not None:
-            document.value = _Builder(loader, environ, document).build(node, (), 0)
-        return document
+        loader = yaml.SafeLoader(text)
+        try:
+            node = loader.get_single_node()
+            document = Document()
+            if node is not None:
+                document.value = _Builder(loader, environ, document).build(node, (), 0)
+        finally:
+            loader.dispose()
     except yaml.MarkedYAMLError as exc:
         mark = exc.problem_mark or exc.context_mark
         raise YamlError(f"{exc.problem or exc.context}", mark.line + 1 if mark else None) from exc
     except (yaml.YAMLError, ValueError, RecursionError) as exc:
         raise YamlError(str(exc).splitlines()[0], None) from exc
-    finally:
-        loader.dispose()
+    return document
 
 
 class _Builder:

@@ -112,14 +112,13 @@ class SqliteWatermarks:
         open_ = True
         while open_:
             pending, arrived, open_ = self._take(_SIGNATURE_DELAY if signatures else None)
+            signatures += arrived
             if pending:
                 self._commit(database, pending, signatures)
                 self._settle(pending)
-                signatures = arrived
-            elif arrived and open_:
-                signatures += arrived
-            elif signatures or arrived:
-                self._store(database, signatures + arrived)
+                signatures = []
+            elif signatures and (not arrived or not open_):
+                self._store(database, signatures)
                 signatures = []
         database.close()
 

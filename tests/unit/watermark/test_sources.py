@@ -1,0 +1,152 @@
+"""Marks of other signers: every format, old names, the higher wins, damaged files, and the way back."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from signer.tezos.keys import PublicKeyHash, digest_text
+from signer.watermark import admin
+from signer.watermark.admin import MarkRefusedError
+from signer.watermark.database import FILE_NAME, Database
+from signer.watermark.interface import Mark, MarkKey, Slot, WatermarkStoreError
+from signer.watermark.migration import take_over
+from signer.watermark.sources import find, merge
+
+CHAIN = "NetXdQprcVkpaWU"
+TZ1 = "tz1LggX2HUdvJ1tF4Fvv8fjsrzLeW4Jr9t2Q"
+DIGEST = bytes(range(32))
+VH = digest_text(DIGEST)
+PKH = PublicKeyHash.from_base58(TZ1)
+SIGNATURE = "edsigtuRwihvmjUkXsNXix1isC4aEaHjwSqL4csc2cQrcqufFmDkVsWdqWT1t15NVjVSfcJMzqvcXnyA1EGy1BgQCt6ZQxSDk9Y"
+
+
+def write(path: Path, content: Any) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(content if isinstance(content, str) else json.dumps(content))
+
+
+def key(slot: Slot) -> MarkKey:
+    return MarkKey(CHAIN, PKH, slot)
+
+
+def test_every_format_and_the_higher_wins(tmp_path: Path) -> None:
+    mark = {"level": 10, "round": 1, "hash": VH}
+    write(tmp_path / "watermark_v2" / f"{CHAIN}.json", {TZ1: {"block": mark, "endorsement": {"level": 5, "round": 0}}})
+    write(
+        tmp_path / "watermark_v1" / f"{CHAIN}.json",
+        {TZ1: {"level": 20, "round": None, "order": 2, "hash": None}},
+    )
+    write(tmp_path / "watermark" / f"{CHAIN}.json", {"preendorsement": {TZ1: {"level": 7, "round": 2, "hash": VH}}})
+    write(
+        tmp_path / "attestation_high_watermarks",
+        {CHAIN: {TZ1: {"level": 30, "round": 4, "hash": DIGEST.hex(), "signature": SIGNATURE}}},
+    )
+    write(tmp_path / "endorsement_high_watermarks", {CHAIN: {TZ1: {"level": 29}}})
+    write(tmp_path / "block_high_watermarks", {CHAIN: {TZ1: {"level": 9, "round": 9, "hash": "00" * 32}}})
+    assert merge(find(tmp_path)) == {
+        key(Slot.BLOCK): Mark(10, 1, DIGEST),
+        key(Slot.ATTESTATION): Mark(30, 4, DIGEST, SIGNATURE),
+        key(Slot.PREATTESTATION): Mark(7, 2, DIGEST),
+    }
+
+
+@pytest.mark.parametrize(("order", "slot"), [(0, Slot.BLOCK), (1, Slot.PREATTESTATION), (2, Slot.ATTESTATION)])
+def test_orders_of_v1(tmp_path: Path, order: int, slot: Slot) -> None:
+    write(tmp_path / "watermark_v1" / f"{CHAIN}.json", {TZ1: {"level": 2, "round": 3, "order": order, "hash": VH}})
+    assert merge(find(tmp_path)) == {key(slot): Mark(2, 3, DIGEST)}
+
+
+def test_attestations_with_dal_share_the_slot(tmp_path: Path) -> None:
+    kinds = {"attestation": {"level": 4, "round": 0}, "attestation_with_dal": {"level": 6, "round": 0, "hash": None}}
+    write(tmp_path / "watermark_v2" / f"{CHAIN}.json", {TZ1: kinds})
+    assert merge(find(tmp_path)) == {key(Slot.ATTESTATION): Mark(6, 0)}
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "text"),
+    [
+        ("watermark_v2/nochain.json", {}, "'nochain' is not a chain id"),
+        (f"watermark_v2/{CHAIN}.json", "{", "Expecting"),
+        (f"watermark_v2/{CHAIN}.json", [], "an object was expected"),
+        (f"watermark_v2/{CHAIN}.json", {"tz1x": {"block": {"level": 1, "round": 0}}}, "not a public key hash"),
+        (f"watermark_v2/{CHAIN}.json", {TZ1: {"blok": {"level": 1, "round": 0}}}, "unknown kind 'blok'"),
+        (f"watermark_v2/{CHAIN}.json", {TZ1: {"block": {"level": -1, "round": 0}}}, "level -1 is not an integer"),
+        (f"watermark_v2/{CHAIN}.json", {TZ1: {"block": {"round": 0}}}, "level None is not"),
+        (f"watermark_v2/{CHAIN}.json", {TZ1: {"block": {"level": 2**31, "round": 0}}}, "from 0 to 2147483647"),
+        (f"watermark_v2/{CHAIN}.json", {TZ1: {"block": {"level": 1, "round": 0, "hash": "x"}}}, "hash 'x'"),
+        ("block_high_watermarks", {CHAIN: {TZ1: {"level": 1, "hash": "zz"}}}, "not hexadecimal"),
+        ("block_high_watermarks", {CHAIN: {TZ1: {"level": 1, "hash": "00"}}}, "1 bytes instead of 32"),
+    ],
+)
+def test_a_damaged_source_stops_the_start(tmp_path: Path, name: str, content: Any, text: str) -> None:
+    write(tmp_path / name, content)
+    database = Database(tmp_path / FILE_NAME)
+    with pytest.raises(WatermarkStoreError, match=text) as caught:
+        take_over(database, tmp_path)
+    assert name.rpartition("/")[2] in str(caught.value)
+    assert "move it away" in str(caught.value)
+    assert database.all() == []
+    database.close()
+
+
+def test_taken_over_once(tmp_path: Path) -> None:
+    source = tmp_path / "watermark_v2" / f"{CHAIN}.json"
+    write(source, {TZ1: {"block": {"level": 10, "round": 1, "hash": VH}}})
+    database = Database(tmp_path / FILE_NAME)
+    take_over(database, tmp_path)
+    assert database.all() == [(key(Slot.BLOCK), Mark(10, 1, DIGEST))]
+    write(source, {TZ1: {"block": {"level": 99, "round": 1}}})
+    take_over(database, tmp_path)
+    assert database.all() == [(key(Slot.BLOCK), Mark(10, 1, DIGEST))]
+    database.close()
+
+
+def test_administration(tmp_path: Path) -> None:
+    block = key(Slot.BLOCK)
+    assert admin.list_marks(tmp_path) == []
+    assert admin.set_mark(tmp_path, block, 10, 2) is None
+    assert admin.set_mark(tmp_path, block, 10, 3) == Mark(10, 2)
+    for level, round_ in ((10, 3), (9, 9), (-1, 0), (2**31, 0)):
+        with pytest.raises(MarkRefusedError):
+            admin.set_mark(tmp_path, block, level, round_)
+    with pytest.raises(MarkRefusedError, match="stands at level 10, round 3"):
+        admin.set_mark(tmp_path, block, 1, 1)
+    for confirm in ({"confirm_key": "", "confirm_chain": CHAIN}, {"confirm_key": TZ1, "confirm_chain": "x"}):
+        with pytest.raises(MarkRefusedError, match="nothing was reset"):
+            admin.reset_mark(tmp_path, PKH, CHAIN, None, **confirm)
+    sure = {"confirm_key": TZ1, "confirm_chain": CHAIN}
+    assert admin.reset_mark(tmp_path, PKH, CHAIN, Slot.ATTESTATION, **sure) == []
+    assert admin.reset_mark(tmp_path, PKH, CHAIN, None, **sure) == [(block, Mark(10, 3))]
+    assert admin.list_marks(tmp_path) == []
+
+
+def test_there_and_back(tmp_path: Path) -> None:
+    """Export and import keep every mark, and the file is Signatory's to the space."""
+    ours, theirs, again = tmp_path / "a", tmp_path / "b", tmp_path / "c"
+    for directory in (ours, again):
+        directory.mkdir()
+    write(tmp_path / "v2" / f"{CHAIN}.json", {TZ1: {"attestation": {"level": 20877, "round": 0, "hash": VH}}})
+    assert admin.import_marks(ours, tmp_path / "v2") == (1, 1)
+    assert admin.import_marks(ours, tmp_path / "v2" / f"{CHAIN}.json") == (1, 0)
+    admin.set_mark(ours, key(Slot.BLOCK), 5, 1)
+    (path,) = admin.export_signatory(ours, theirs)
+    mark = f'{{\n            "level": 20877,\n            "round": 0,\n            "hash": "{VH}"\n        }}'
+    assert path.read_text() == (
+        f'{{\n    "{TZ1}": {{\n        "attestation": {mark},\n        "attestation_with_dal": {mark},\n'
+        '        "block": {\n            "level": 5,\n            "round": 1,\n'
+        '            "hash": null\n        }\n    }\n}'
+    )
+    with pytest.raises(MarkRefusedError, match="exists already"):
+        admin.export_signatory(ours, theirs)
+    assert admin.import_marks(again, theirs)[1] == 2
+    assert admin.list_marks(again) == admin.list_marks(ours)
+    with pytest.raises(WatermarkStoreError, match="no watermarks found"):
+        admin.import_marks(ours, tmp_path / "a")
+    (tmp_path / "flat").write_text("")
+    with pytest.raises(MarkRefusedError, match="cannot export"):
+        admin.export_signatory(ours, tmp_path / "flat")
+    write(tmp_path / "o" / "block_high_watermarks", {CHAIN: {TZ1: {"level": 50, "signature": "nonsense"}}})
+    assert admin.import_marks(ours, tmp_path / "o") == (1, 1)
+    assert admin.import_marks(ours, tmp_path / "o" / "block_high_watermarks") == (1, 0)
