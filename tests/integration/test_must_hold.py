@@ -16,7 +16,7 @@ import struct
 import subprocess
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing, contextmanager, suppress
 from pathlib import Path
@@ -156,7 +156,14 @@ class SlowRelay:
         self._listener.bind(str(path))
         self._listener.listen()
         self.connections = 0
-        threading.Thread(target=self._accept, daemon=True).start()
+        self._pairs: list[tuple[socket.socket, socket.socket]] = []
+        self._threads: list[threading.Thread] = []
+        self._start(self._accept)
+
+    def _start(self, target: Callable[..., None], *arguments: object) -> None:
+        thread = threading.Thread(target=target, args=arguments)
+        self._threads.append(thread)
+        thread.start()
 
     def _accept(self) -> None:
         while True:
@@ -166,9 +173,10 @@ class SlowRelay:
                 return
             self.connections += 1
             server = socket.socket(socket.AF_UNIX)
+            self._pairs.append((client, server))
             server.connect(str(self._target))
-            threading.Thread(target=self._copy, args=(client, server, 0.0), daemon=True).start()
-            threading.Thread(target=self._copy, args=(server, client, self._delay), daemon=True).start()
+            self._start(self._copy, client, server, 0.0)
+            self._start(self._copy, server, client, self._delay)
 
     @staticmethod
     def _copy(source: socket.socket, sink: socket.socket, delay: float) -> None:
@@ -180,7 +188,18 @@ class SlowRelay:
             sink.shutdown(socket.SHUT_RDWR)
 
     def close(self) -> None:
-        self._listener.close()
+        """End every connection, and wait until no thread uses a socket any more."""
+        with suppress(OSError):
+            self._listener.shutdown(socket.SHUT_RDWR)
+        self._threads[0].join()
+        for client, server in self._pairs:
+            for end in (client, server):
+                with suppress(OSError):
+                    end.shutdown(socket.SHUT_RDWR)
+        for thread in self._threads:
+            thread.join()
+        for end in (self._listener, *(end for pair in self._pairs for end in pair)):
+            end.close()
 
 
 @contextmanager

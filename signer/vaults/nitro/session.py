@@ -24,18 +24,20 @@ class SessionLostError(Exception):
 class _Slot:
     """A call on the wire."""
 
-    __slots__ = ("call", "deadline", "error", "result", "settled")
+    __slots__ = ("call", "error", "result", "settled")
 
-    def __init__(self, call: Call, deadline: float) -> None:
+    def __init__(self, call: Call) -> None:
         self.call = call
-        self.deadline = deadline  # Trio's clock
         self.settled = trio.Event()
         self.result: Result = None
         self.error: Exception | None = None
 
 
 class Session:
-    """Calls over *stream*, which it takes over; *timeout* (seconds) bounds each exchange from its sending on.
+    """Calls over *stream*, which it takes over.
+
+    The enclave has *timeout* seconds for each reply, counted from the call or from the reply before it: many calls
+    that wait in line behind a slow enclave are no reason to give up on it.
 
     `run` must be running for calls to be answered; it closes the stream when it ends.
     """
@@ -45,7 +47,7 @@ class Session:
         self._timeout = timeout
         self._slots: deque[_Slot] = deque()
         self._lock = trio.Lock()  # slots queue up in the order of the wire
-        self._limit = trio.CancelScope()  # its deadline is that of the oldest slot
+        self._limit = trio.CancelScope()  # its deadline is that of the next reply
         self._failure: str | None = None
 
     @property
@@ -87,10 +89,10 @@ class Session:
         try:
             if self._failure is not None:
                 raise SessionLostError(self._failure)
-            slot = _Slot(call, trio.current_time() + self._timeout)
+            slot = _Slot(call)
             self._slots.append(slot)
             if len(self._slots) == 1:
-                self._limit.deadline = slot.deadline
+                self._limit.deadline = trio.current_time() + self._timeout
             await self._send(frame)
         finally:
             self._lock.release()
@@ -128,7 +130,7 @@ class Session:
         except RemoteError as exc:
             slot.error = exc
         self._slots.popleft()
-        self._limit.deadline = self._slots[0].deadline if self._slots else float("inf")
+        self._limit.deadline = trio.current_time() + self._timeout if self._slots else float("inf")
         slot.settled.set()
 
     def _end(self, reason: str) -> None:

@@ -100,6 +100,7 @@ class NitroVault:
         self._loaded = False  # whether all blobs of this epoch were tried
         self._changed = trio.Event()
         self._failure = "not connected yet"
+        self._storage_failure = ""
         self._restarts = -1
         self._refreshing = trio.Lock()
 
@@ -148,17 +149,10 @@ class NitroVault:
 
     async def refresh(self) -> None:
         """Read the key file if another process changed it, and import what is new."""
-        try:
-            async with self._refreshing:
-                stamp = await trio.to_thread.run_sync(self._storage.stamp)
-                if stamp == self._stamp:
-                    return
-                await self._read_storage()
-                epoch = self._epoch
-                if epoch is not None and epoch.session.alive:
-                    await self._import_all(epoch)
-        except StorageError as exc:
-            logger.error("cannot read the key file, going on with the keys known", vault_name=self.name, error=str(exc))
+        async with self._refreshing:
+            epoch = self._epoch
+            if await self._storage_changed() and epoch is not None and epoch.session.alive:
+                await self._import_all(epoch)
 
     async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
         await trio.to_thread.run_sync(self._storage.check_writable)
@@ -222,6 +216,7 @@ class NitroVault:
                 epoch = self._epoch = _Epoch(session)
                 self._restarts += 1
                 async with self._refreshing:
+                    await self._storage_changed()
                     await self._import_all(epoch)
                 if session.alive:
                     self._loaded = True
@@ -250,11 +245,27 @@ class NitroVault:
         self._stored = await trio.to_thread.run_sync(self._storage.load)
         self._stamp = stamp
 
+    async def _storage_changed(self) -> bool:
+        """Read the key file if it is another than the one read before; a damaged one leaves the keys known."""
+        try:
+            if await trio.to_thread.run_sync(self._storage.stamp) == self._stamp:
+                return False
+            await self._read_storage()
+        except StorageError as exc:
+            if str(exc) != self._storage_failure:
+                logger.error("going on with the keys known", vault_name=self.name, error=str(exc))
+            self._storage_failure = str(exc)
+            return False
+        self._storage_failure = ""
+        return True
+
     async def _import_all(self, epoch: _Epoch) -> None:
         """Import every stored blob that has no handle yet, all on the wire at once."""
         async with trio.open_nursery() as nursery:
             for stored in self._stored:
                 nursery.start_soon(self._import_one, epoch, stored)
+        order = {stored.public_key_hash: index for index, stored in enumerate(self._stored)}
+        self._keys = dict(sorted(self._keys.items(), key=lambda item: order.get(str(item[0]), len(order))))
 
     async def _import_one(self, epoch: _Epoch, stored: StoredKey) -> None:
         try:
