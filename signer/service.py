@@ -15,6 +15,7 @@ import signal
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import structlog
@@ -25,8 +26,8 @@ from signer import config
 from signer.config import NitroSettings, Settings
 from signer.errors import ConfigurationError
 from signer.http.api import SigningApi
-from signer.http.app import AsgiApp, create_app
-from signer.http.server import ServerLimits, serve_app
+from signer.http.connection import Api, Limits
+from signer.http.server import serve_api
 from signer.http.utility import Health, UtilityApi
 from signer.observe.metrics import Metrics
 from signer.policy import KeyPolicy, compile_policies
@@ -136,24 +137,25 @@ class _Service:
             metrics=self._metrics,
         )
         self._serving = False
-        self._limits = ServerLimits(
-            header_timeout=settings.server.header_timeout,
-            keep_alive_timeout=settings.server.keep_alive_timeout,
-            shutdown_timeout=settings.server.shutdown_timeout,
-        )
 
     async def run(self, *, no_list: bool, on_ready: OnReady | None) -> None:
         server = self._settings.server
         logger.info("Initializing watermark backend", backend=self._marks.backend)
         async with (
             _running(self._marks.run),
-            self._listening(self._utility_app(), server.utility_address, "Utility HTTP server") as utility_url,
+            self._listening(
+                UtilityApi(metrics=self._metrics, health=self._health),
+                server.utility_address,
+                self._limits(_UTILITY_BODY),
+                "Utility HTTP server",
+            ) as utility_url,
         ):
             for name in self._vaults:
                 logger.info("Initializing vault", vault="nitro", vault_name=name)
             async with _running(*(vault.run for vault in self._vaults.values())), _running(self._signing.run):
                 keys = self._report_keys(no_list=no_list)
-                async with self._listening(self._signing_app(), server.address, "HTTP server") as url:
+                limits = self._limits(server.max_body_bytes)
+                async with self._listening(self._signing_api(), server.address, limits, "HTTP server") as url:
                     self._serving = True
                     if on_ready is not None:
                         await on_ready(Serving(url, utility_url, keys))
@@ -177,39 +179,37 @@ class _Service:
             )
         return keys
 
-    def _signing_app(self) -> AsgiApp:
+    def _signing_api(self) -> SigningApi:
         server = self._settings.server
-        api = SigningApi(
+        return SigningApi(
             self._signing, metrics=self._metrics, known_keys=server.known_keys, path_prefix=server.path_prefix
         )
-        return create_app(api, max_body_bytes=server.max_body_bytes, body_timeout=server.body_timeout)
 
-    def _utility_app(self) -> AsgiApp:
-        api = UtilityApi(metrics=self._metrics, health=self._health)
-        return create_app(api, max_body_bytes=_UTILITY_BODY, body_timeout=self._settings.server.body_timeout)
+    def _limits(self, max_body_bytes: int) -> Limits:
+        server = self._settings.server
+        return Limits(
+            max_body_bytes=max_body_bytes,
+            header_timeout=server.header_timeout,
+            body_timeout=server.body_timeout,
+            keep_alive_timeout=server.keep_alive_timeout,
+            shutdown_timeout=server.shutdown_timeout,
+        )
 
     def _health(self) -> Health:
         states = {name: vault.health() for name, vault in self._vaults.items()}
         return Health(self._serving, states)
 
     @asynccontextmanager
-    async def _listening(self, app: AsgiApp, address: str, what: str) -> AsyncIterator[str]:
+    async def _listening(self, api: Api, address: str, limits: Limits, what: str) -> AsyncIterator[str]:
         """A server on *address*, stopped and drained on exit."""
         stop = trio.Event()
         async with open_nursery() as nursery:
-            url: str = await nursery.start(_serve_until(app, address, self._limits, stop))
+            url: str = await nursery.start(partial(serve_api, api, address, limits, stop=stop))
             logger.info(f"{what} is listening for connections on {address}")
             try:
                 yield url
             finally:
                 stop.set()
-
-
-def _serve_until(app: AsgiApp, address: str, limits: ServerLimits, stop: trio.Event) -> Task:
-    async def task(*, task_status: trio.TaskStatus[str] = trio.TASK_STATUS_IGNORED) -> None:
-        await serve_app(app, address, limits, stop=stop, task_status=task_status)
-
-    return task
 
 
 class _Signals:

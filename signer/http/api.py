@@ -1,7 +1,7 @@
 """The signing API: a plain async function from request values to response values.
 
 Implements section 2 of the signer specification and sections 2, 7 and 8 of the remote-signer specification. It knows
-neither Quart nor Hypercorn, so that the server in front can be exchanged; body limits and timeouts are that server's.
+nothing of the server in front, which can be exchanged; body limits and timeouts are that server's.
 """
 
 import itertools

@@ -110,7 +110,7 @@ def test_limits_of_a_request(setup: Setup) -> None:
     head = f"POST /keys/{pkh} HTTP/1.1\r\nhost: x\r\n".encode()
     with socket.create_connection(("127.0.0.1", setup.port), timeout=20) as slow:
         slow.sendall(head)
-        assert slow.recv(1000).startswith(b"HTTP/1.1 400"), "a head that isn't finished ends the connection"
+        assert slow.recv(1000).startswith(b"HTTP/1.1 408"), "a head that isn't finished ends the connection"
         assert slow.recv(1000) == b""
     with socket.create_connection(("127.0.0.1", setup.port), timeout=20) as slow:
         slow.sendall(head + b"content-length: 100\r\n\r\n")

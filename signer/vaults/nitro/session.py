@@ -46,7 +46,8 @@ class Session:
         self._stream = stream
         self._timeout = timeout
         self._slots: deque[_Slot] = deque()
-        self._lock = trio.Lock()  # slots queue up in the order of the wire
+        self._outgoing: list[bytes] = []  # frames of the slots at the end of the queue
+        self._wake_writer = trio.Event()
         self._limit = trio.CancelScope()  # its deadline is that of the next reply
         self._failure: str | None = None
 
@@ -60,17 +61,16 @@ class Session:
         return self._failure or ""
 
     async def run(self) -> None:
-        """Read replies until the connection ends, for whatever reason; then settle every waiting call."""
+        """Write calls and read replies until the connection ends, for whatever reason; then settle every call."""
         reason = "the session was closed"
         try:
             with self._limit:
-                reason = await self._read()
+                async with trio.open_nursery() as nursery:
+                    nursery.start_soon(self._write)
+                    reason = await self._read()
+                    nursery.cancel_scope.cancel(reason=reason)
             if self._limit.cancelled_caught:
                 reason = self._failure or f"the enclave did not answer within {self._timeout:g} s"
-        except (FrameError, MalformedReplyError) as exc:
-            reason = f"the enclave is out of step: {exc}"
-        except (OSError, trio.BrokenResourceError, trio.ClosedResourceError) as exc:
-            reason = f"connection lost: {exc.__cause__ or exc}"
         finally:
             self._end(reason)
             await trio.aclose_forcefully(self._stream)
@@ -78,48 +78,48 @@ class Session:
     async def call(self, call: Call) -> Result:
         """Send *call* and return its result.
 
-        Cancelling the caller disturbs no other call. Raises `RemoteError` (the enclave refused, nothing else
-        happened) or `SessionLostError`.
+        Cancelling the caller disturbs no other call. Raises `FrameError` (the call is too large), `RemoteError` (the
+        enclave refused, nothing else happened) or `SessionLostError`.
         """
         frame = encode_frame(encode_call(call))
-        try:
-            self._lock.acquire_nowait()
-        except trio.WouldBlock:
-            await self._lock.acquire()
-        try:
-            if self._failure is not None:
-                raise SessionLostError(self._failure)
-            slot = _Slot(call)
-            self._slots.append(slot)
-            if len(self._slots) == 1:
-                self._limit.deadline = trio.current_time() + self._timeout
-            await self._send(frame)
-        finally:
-            self._lock.release()
+        if self._failure is not None:
+            raise SessionLostError(self._failure)
+        slot = _Slot(call)
+        self._slots.append(slot)
+        self._outgoing.append(frame)
+        self._wake_writer.set()
+        if len(self._slots) == 1:
+            self._limit.deadline = trio.current_time() + self._timeout
         await slot.settled.wait()  # cancelled here: the slot stays, its reply is dropped
         if slot.error is not None:
             raise slot.error
         return slot.result
 
-    async def _send(self, frame: bytes) -> None:
-        # Shielded from the caller's cancellation: half a request on the wire would end the session for everyone.
+    async def _write(self) -> None:
+        """Send what callers left, all there is at once; its own task, so that no caller's end cuts a frame short."""
         try:
-            with trio.fail_after(self._timeout, shield=True):
-                await self._stream.send_all(frame)
-        except (OSError, trio.TooSlowError, trio.BrokenResourceError, trio.ClosedResourceError) as exc:
+            while True:
+                await self._wake_writer.wait()
+                self._wake_writer = trio.Event()
+                frames, self._outgoing = b"".join(self._outgoing), []
+                await self._stream.send_all(frames)
+        except (OSError, trio.BrokenResourceError, trio.ClosedResourceError) as exc:
             self._end(f"cannot send to the enclave: {exc.__cause__ or type(exc).__name__}")
-            raise SessionLostError(self.failure) from exc
 
     async def _read(self) -> str:
+        """Settle calls as their replies come; returns why that ended."""
         decoder = FrameDecoder()
-        while True:
-            chunk = await self._stream.receive_some(_CHUNK)
-            if not chunk:
-                decoder.receive_eof()
-                return "the enclave closed the connection"
-            decoder.receive_data(chunk)
-            while (payload := decoder.next_payload()) is not None:
-                self._settle(payload)
+        try:
+            while chunk := await self._stream.receive_some(_CHUNK):
+                decoder.receive_data(chunk)
+                while (payload := decoder.next_payload()) is not None:
+                    self._settle(payload)
+            decoder.receive_eof()
+        except (FrameError, MalformedReplyError) as exc:
+            return f"the enclave is out of step: {exc}"
+        except (OSError, trio.BrokenResourceError, trio.ClosedResourceError) as exc:
+            return f"connection lost: {exc.__cause__ or exc}"
+        return "the enclave closed the connection"
 
     def _settle(self, payload: bytes) -> None:
         if not self._slots:
