@@ -54,6 +54,22 @@ def test_swapped_and_cancelling_signatures_are_found() -> None:
     assert crypto.verify_many([*shifted, good(2, b"x")]) == [False, False, True]
 
 
+def test_one_key_and_many_messages() -> None:
+    """The batch sums hashes here, and keys where fewer messages than keys are in it."""
+    checks = [good(0, b"%d" % number, 1 + number % 2) for number in range(9)] + [good(1, b"0")]
+    assert crypto.verify_many(checks) == [True] * 10
+    checks[3] = (*checks[3][:2], checks[4][2], checks[3][3])
+    assert crypto.verify_many(checks) == [True] * 3 + [False] + [True] * 6
+
+
+@given(st.lists(st.tuples(st.integers(1, 20), st.integers(0, 2**63 - 1).map(lambda n: 2 * n + 1)), min_size=1))
+@settings(max_examples=20, deadline=None)
+def test_sums_of_multiples(drawn: list[tuple[int, int]]) -> None:
+    points = [bls._GENERATOR.scalar_mul(number) for number, _ in drawn]
+    expected = bls._GENERATOR.scalar_mul(sum(number * coefficient for number, coefficient in drawn))
+    assert bls._combine(points, [coefficient for _, coefficient in drawn]).compress() == expected.compress()
+
+
 def test_batches_hold_other_curves_too() -> None:
     checks = [
         good(0, b"x"),
