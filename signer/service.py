@@ -89,6 +89,7 @@ async def open_vaults(settings: Settings) -> AsyncIterator[Mapping[str, Vault]]:
 
     A vault that cannot be reached is left out with an error in the log (section 1.1, step 10).
     """
+    _refuse_unsupported(settings)
     vaults = _build_vaults(settings)
     async with _running(*(vault.run for vault in vaults.values())):
         for name, vault in vaults.items():
@@ -107,9 +108,7 @@ async def serve(
     connections, and the signer serves while it runs. Raises `ConfigurationError` or the store's error where the
     signer cannot start.
     """
-    refused = config.unsupported(settings)
-    if refused:
-        raise ConfigurationError("\n".join(refused))
+    _refuse_unsupported(settings)
     for warning in config.warnings(settings):
         logger.warning(warning)
     stopping = stop or trio.Event()
@@ -118,6 +117,12 @@ async def serve(
             await _Service(settings, stopping).run(no_list=no_list, on_ready=on_ready)
     except* _SecondSignalError:
         logger.warning("stopped without waiting for the drain")
+
+
+def _refuse_unsupported(settings: Settings) -> None:
+    refused = config.unsupported(settings)
+    if refused:
+        raise ConfigurationError("\n".join(refused))
 
 
 class _Service:

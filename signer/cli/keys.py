@@ -216,7 +216,9 @@ def _read_secrets(arguments: tuple[str, ...], source: Path | None) -> list[bytes
     if not data.strip():
         raise ImportError_("standard input holds no secret key")
     lines = data.split()
-    one_a_line = len(lines) > 1 and all(re.fullmatch(rb"[1-9A-HJ-NP-Za-km-z]{40,120}", line) for line in lines)
+    one_a_line = len(lines) > 1 and all(
+        re.fullmatch(rb"(unencrypted:|encrypted:)?[1-9A-HJ-NP-Za-km-z]{40,120}", line) for line in lines
+    )
     return lines if one_a_line else [data]
 
 

@@ -11,15 +11,23 @@ import click
 from signer.cli import configuration, demo, keys, requests, serving, watermarks
 from signer.cli.common import CliGroup
 from signer.errors import SignerError
+from signer.process import forbid_core_dumps
 
 
-@click.group(cls=CliGroup)
-def cli() -> None:
+@click.group(cls=CliGroup, invoke_without_command=True)
+@click.option("--serve-by-default", is_flag=True, hidden=True)
+@click.pass_context
+def cli(context: click.Context, *, serve_by_default: bool) -> None:
     """Tezos remote signer for AWS Nitro Enclaves.
 
     Keys live in an enclave; this program answers bakers over HTTP, applies policy and watermarks, and has the
     enclave sign. Try `signer demo` first; `signer serve -c FILE` is the real thing.
     """
+    if context.invoked_subcommand is None:
+        if serve_by_default:  # as the program `signatory` of the reference; see contrib/compat
+            context.invoke(serving.serve, no_list=False)
+        else:
+            click.echo(context.get_help())
 
 
 for _command in (
@@ -41,6 +49,7 @@ def main() -> None:
 def run(arguments: list[str]) -> int:
     """Run one command and return its exit status."""
     try:
+        forbid_core_dumps()
         result = cli.main(arguments, prog_name="signer", standalone_mode=False)
     except click.UsageError as exc:
         usage = exc.ctx.get_usage() + "\n" if exc.ctx is not None else ""

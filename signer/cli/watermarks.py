@@ -42,9 +42,9 @@ def watermark() -> None:
     """Look at the marks that keep a slot from being signed twice, raise them, carry them over."""
 
 
-def _base_dir() -> Path:
+def _base_dir(*, writing: bool = True) -> Path:
     configure_logs()
-    settings = load_settings()
+    settings = load_settings(prepare=writing)
     if settings.watermark.driver != "file":
         raise ConfigurationError(f"watermark.driver is {settings.watermark.driver}: there is no file to look at")
     return settings.base_dir
@@ -56,6 +56,7 @@ def list_command(*, as_json: bool) -> None:
     """Print every mark."""
     from signer.watermark import admin
 
+    base_dir = _base_dir(writing=False)
     rows = [
         {
             "chain_id": key.chain_id,
@@ -65,11 +66,13 @@ def list_command(*, as_json: bool) -> None:
             "round": mark.round,
             "hash": None if mark.digest is None else digest_text(mark.digest),
         }
-        for key, mark in admin.list_marks(_base_dir())
+        for key, mark in admin.list_marks(base_dir)
     ]
     if as_json:
         click.echo(json.dumps(rows))
         return
+    if not rows:
+        click.echo(f"there are no marks in {base_dir}", err=True)
     for row in rows:
         click.echo("{chain_id} {public_key_hash} {slot:14} level {level} round {round}".format(**row))
 
@@ -133,7 +136,7 @@ def export_command(target: Path, form: str) -> None:
     from signer.watermark import admin
 
     assert form == "signatory"
-    for path in admin.export_signatory(_base_dir(), target):
+    for path in admin.export_signatory(_base_dir(writing=False), target):
         click.echo(str(path))
 
 

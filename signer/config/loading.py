@@ -12,6 +12,7 @@ import stat
 import types
 import typing
 from collections.abc import Iterable, Mapping
+from operator import itemgetter
 from typing import Any, TypeVar
 
 from pydantic import BaseModel, ValidationError
@@ -37,7 +38,9 @@ _NITRO_ENVIRONMENT = {
     "proxy_local_port": "PROXY_LOCAL_PORT",
     "proxy_remote_address": "PROXY_REMOTE_ADDRESS",
 }
-_SHELL_VARIABLE = re.compile(r"\$([A-Za-z_][A-Za-z0-9_]*)")
+_NAME = "([A-Za-z_][A-Za-z0-9_]*)"
+_SHELL_VARIABLE = re.compile(rf"\${_NAME}")
+_SHELL_VARIABLE_OR_BRACED = re.compile(rf"\$(?:{_NAME}|\{{{_NAME}\}})")
 _M = TypeVar("_M", bound=BaseModel)
 _MAX_FILE = 4 * 1024 * 1024  # bytes
 
@@ -59,7 +62,7 @@ def load(path: str, *, base_dir: str = "", environ: Mapping[str, str] | None = N
     loader = _Loader(document, path or "configuration", environment)
     settings = loader.settings(base_dir)
     if loader.faults:
-        raise ConfigurationError("\n".join(dict.fromkeys(loader.faults)))
+        raise ConfigurationError("\n".join(loader.faults))
     assert settings is not None
     return settings
 
@@ -87,7 +90,9 @@ def prepare_base_dir(settings: Settings) -> None:
 
 def _read(path: str) -> str:
     error = "CRITICAL: Config file permission error:"
-    expanded = _SHELL_VARIABLE.sub(lambda match: os.environ.get(match[1], ""), path)
+    expanded, missing = _expand(_SHELL_VARIABLE_OR_BRACED, path, os.environ)
+    if missing:
+        raise ConfigurationError(f"{error} {path}: the environment variable {missing[0]} is not set")
     try:
         status = os.stat(expanded)  # noqa: PTH116
         if stat.S_ISDIR(status.st_mode):
@@ -107,6 +112,13 @@ def _read(path: str) -> str:
     return text
 
 
+def _expand(variables: re.Pattern[str], text: str, environ: Mapping[str, str]) -> tuple[str, list[str]]:
+    """*text* with its variables replaced, and the names of those that aren't set."""
+    names = [match[match.lastindex or 1] for match in variables.finditer(text)]
+    expanded = variables.sub(lambda match: environ.get(match[match.lastindex or 1], ""), text)
+    return expanded, [name for name in names if name not in environ]
+
+
 class _Loader:
     """One pass over a document; collects faults."""
 
@@ -114,7 +126,7 @@ class _Loader:
         self._document = document
         self._name = name
         self._environ = environ
-        self.faults: list[str] = []
+        self._faults: list[tuple[int, str]] = []  # line, text
         for path, text in document.faults:
             self.fault(path, text)
 
@@ -129,7 +141,12 @@ class _Loader:
         )
         where = f"{self._name}:{line}" if line is not None else self._name
         dotted = ".".join(map(str, path))
-        self.faults.append(f"{where}: {dotted}: {text}" if dotted else f"{where}: {text}")
+        self._faults.append((line or 0, f"{where}: {dotted}: {text}" if dotted else f"{where}: {text}"))
+
+    @property
+    def faults(self) -> list[str]:
+        """What is wrong, in the order of the lines, each once."""
+        return list(dict.fromkeys(text for _, text in sorted(self._faults, key=itemgetter(0))))
 
     def settings(self, base_dir: str) -> Settings | None:
         value = self._document.value
@@ -151,7 +168,7 @@ class _Loader:
     def _base_dir(self, flag: str, value: object) -> object:
         text = flag or value
         if isinstance(text, str):
-            text = self._shell(text, ("base_dir",))
+            text = self._shell(text, ("base_dir",), braced=bool(flag))  # in the file, braces are expanded already
             if not text:
                 self.fault(
                     ("base_dir",),
@@ -159,15 +176,12 @@ class _Loader:
                 )
         return text
 
-    def _shell(self, text: str, path: KeyPath) -> str:
+    def _shell(self, text: str, path: KeyPath, *, braced: bool = False) -> str:
         """`$NAME`, which the reference expands in paths."""
-
-        def replace(match: re.Match[str]) -> str:
-            if match[1] not in self._environ:
-                self.fault(path, f"the environment variable {match[1]} is not set")
-            return self._environ.get(match[1], "")
-
-        return _SHELL_VARIABLE.sub(replace, text)
+        expanded, missing = _expand(_SHELL_VARIABLE_OR_BRACED if braced else _SHELL_VARIABLE, text, self._environ)
+        for name in missing:
+            self.fault(path, f"the environment variable {name} is not set")
+        return expanded
 
     def _drop_nulls(self, tree: dict[str, Any], section: str) -> None:
         """A key without a value leaves the default in place."""

@@ -165,9 +165,11 @@ class NitroSettings(Strict):
     def _address(cls, value: str | None) -> str | None:
         if value is not None:
             try:
-                address.parse(value)
+                parsed = address.parse(value)
             except address.AddressError as exc:
                 raise PydanticCustomError("address", "{text}", {"text": str(exc)}) from None
+            if isinstance(parsed, address.VsockAddress) and parsed.cid == address.VSOCK_ANY:
+                raise PydanticCustomError("address", "vsock:any is where to listen; give the CID of the enclave")
         return value
 
     @field_validator("credentials", mode="before")

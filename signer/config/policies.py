@@ -38,7 +38,8 @@ def compile_policy(pkh: PublicKeyHash, policy: Policy | None) -> Compiled:
         return Compiled(requests=DEFAULT_REQUESTS)
     compiled = Compiled()
     if policy.allow is not None:
-        requests, operations, where = list(policy.allow), list(policy.allow.get("generic") or ()), "allow"
+        requests, operations = list(policy.allow), list(policy.allow.get("generic") or ())
+        where = ("allow", "allow.generic")
         if "failing_noop" in policy.allow:  # documented as a request kind
             requests.remove("failing_noop")
             requests.append("generic")
@@ -46,7 +47,7 @@ def compile_policy(pkh: PublicKeyHash, policy: Policy | None) -> Compiled:
             compiled.warnings.append(f"tezos.{pkh}.allow: failing_noop is an operation; write generic: [failing_noop]")
     else:
         requests, operations = list(policy.allowed_operations or ()), list(policy.allowed_kinds or ())
-        where = "allowed_operations"
+        where = ("allowed_operations", "allowed_kinds")
         if policy.allowed_operations is not None or policy.allowed_kinds is not None:
             compiled.warnings.append(_deprecated(pkh, requests, operations))
     compiled.requests = tuple(sorted({_request(pkh, kind, compiled) for kind in requests}))
@@ -69,15 +70,16 @@ def _operation(kind: str) -> str:
     return _OPERATION_RENAMES.get(name, name) + colon + rest
 
 
-def _check(compiled: Compiled, where: str) -> None:
+def _check(compiled: Compiled, where: tuple[str, str]) -> None:
+    """*where* names the lists of request kinds and of operation kinds."""
     for kind in compiled.requests:
         if kind not in REQUEST_KINDS:
-            text = f"invalid request kind `{kind}` in `allow` list; known: {', '.join(REQUEST_KINDS)}"
-            compiled.faults.append((where, text))
+            text = f"invalid request kind `{kind}` in `{where[0]}` list; known: {', '.join(REQUEST_KINDS)}"
+            compiled.faults.append((where[0].partition(".")[0], text))
     for kind in compiled.operations:
         if kind not in _OPERATIONS:
-            text = f"invalid operation kind `{kind}` in `allow.generic` list; see: signer list-ops"
-            compiled.faults.append((where, text))
+            text = f"invalid operation kind `{kind}` in `{where[1]}` list; see: signer list-ops"
+            compiled.faults.append((where[1].partition(".")[0], text))
 
 
 def _deprecated(pkh: PublicKeyHash, requests: list[str], operations: list[str]) -> str:

@@ -23,34 +23,34 @@ def warnings(settings: Settings) -> list[str]:
 
 def unsupported(settings: Settings) -> list[str]:
     """What the configuration asks for and this version doesn't do: the signer refuses to start, never ignores it."""
-    later = "is not supported by this version of the signer; remove it, or stay with the signer that does it"
+    later = "not supported by this version of the signer; remove it, or stay with the signer that does it"
     found = []
     if settings.server.jwt is not None and settings.server.authorized_keys is not None:
         found.append("cannot use both JWT and static authorized keys")
     if settings.server.jwt is not None:
-        found.append(f"server.jwt: authentication by JWT {later}")
+        found.append(f"server.jwt: authentication by JWT is {later}")
     if settings.server.authorized_keys is not None:
-        found.append(f"server.authorized_keys: client authentication {later}")
+        found.append(f"server.authorized_keys: client authentication is {later}")
     if settings.policy_hook is not None and settings.policy_hook.address:
-        found.append(f"policy_hook: the policy hook {later}")
+        found.append(f"policy_hook: the policy hook is {later}")
     if settings.watermark.driver in ("aws", "dynamodb"):
-        found.append(f"watermark.driver: marks in DynamoDB {later}")
+        found.append(f"watermark.driver: marks in DynamoDB are {later}")
     for name, vault in settings.vaults.items():
         if not isinstance(vault.config, NitroSettings):
-            found.append(f"vaults.{name}: the driver {vault.driver} {later}")
+            found.append(f"vaults.{name}: the driver {vault.driver} is {later}")
             continue
         if vault.config.storage is not None and vault.config.storage.driver != "file":
-            found.append(f"vaults.{name}.config.storage: key storage in DynamoDB {later}")
+            found.append(f"vaults.{name}.config.storage: key storage in DynamoDB is {later}")
         if vault.config.proxy_remote_address:
             found.append(
-                f"vaults.{name}.config.proxy_remote_address: the built-in proxy {later}. "
+                f"vaults.{name}.config.proxy_remote_address: the built-in proxy is {later}. "
                 "Run a vsock proxy beside the signer"
             )
     for pkh, policy in settings.tezos.items():
         if policy is not None and policy.authorized_keys is not None:
-            found.append(f"tezos.{pkh}.authorized_keys: client authentication {later}")
+            found.append(f"tezos.{pkh}.authorized_keys: client authentication is {later}")
         if policy is not None and policy.jwt_users is not None:
-            found.append(f"tezos.{pkh}.jwt_users: authentication by JWT {later}")
+            found.append(f"tezos.{pkh}.jwt_users: authentication by JWT is {later}")
     return found
 
 

@@ -1,9 +1,7 @@
 """`python -m signer.enclave`: the program in the enclave, the peer of the host's nitro vault."""
 
 import argparse
-import ctypes
 import os
-import resource
 import signal
 import sys
 from pathlib import Path
@@ -28,9 +26,9 @@ from signer.enclave.sealing.local import KeyFileError, LocalSealing, load_or_cre
 from signer.enclave.sealing.none import NoSealing
 from signer.enclave.server import Server
 from signer.enclave.session import Session
+from signer.process import end_with_parent, forbid_core_dumps
 
 DEFAULT_PORT = 2000
-_PR_SET_PDEATHSIG, _PR_SET_DUMPABLE = 1, 4  # linux/prctl.h
 _USAGE_ERROR = 2  # exit status
 
 
@@ -42,9 +40,7 @@ def main() -> None:
     """Parse the arguments, harden the process, serve until SIGTERM or SIGINT."""
     options = _parser().parse_args()
     try:
-        if options.exit_with_parent:
-            _exit_with_parent()
-        _forbid_core_dumps()
+        _harden(exit_with_parent=options.exit_with_parent)
         sealing = _sealing(options)
         trio.run(_run, _address(options.listen), sealing)
     except StartError as exc:
@@ -155,23 +151,13 @@ def _announce(address: Address) -> None:
     print(f"enclave: listening on {address}", file=sys.stderr, flush=True)
 
 
-def _forbid_core_dumps() -> None:
-    """Keys must not reach a disk by way of a crash, nor another process by way of ptrace."""
-    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
-    _prctl(_PR_SET_DUMPABLE, 0)
-
-
-def _exit_with_parent() -> None:
-    parent = os.getppid()
-    _prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
-    if os.getppid() != parent:  # it ended before the kernel was told
-        sys.exit(0)
-
-
-def _prctl(option: int, value: int) -> None:
-    library = ctypes.CDLL(None, use_errno=True)
-    if library.prctl(option, value, 0, 0, 0) != 0:
-        raise StartError(f"prctl({option}) failed: {os.strerror(ctypes.get_errno())}")
+def _harden(*, exit_with_parent: bool) -> None:
+    try:
+        if exit_with_parent and not end_with_parent():
+            sys.exit(0)
+        forbid_core_dumps()
+    except OSError as exc:
+        raise StartError(f"the process cannot be hardened: {exc.strerror}") from exc
 
 
 if __name__ == "__main__":

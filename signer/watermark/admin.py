@@ -4,16 +4,15 @@ Every function opens the database in *base_dir* for itself; SQLite's locks keep 
 a mark but `reset_mark`.
 """
 
-import os
-import tempfile
 from pathlib import Path
 
 from signer.errors import SignerError
+from signer.files import write_durably
 from signer.tezos.keys import PublicKeyHash
 from signer.watermark.database import FILE_NAME, Database
 from signer.watermark.interface import MAX_LEVEL, Mark, MarkKey, Slot
-from signer.watermark.migration import put_together
-from signer.watermark.sources import Entry, read, signatory_files
+from signer.watermark.migration import not_taken_over, put_together
+from signer.watermark.sources import Entry, Source, find, merge, read, signatory_files
 
 
 class MarkRefusedError(SignerError):
@@ -23,12 +22,23 @@ class MarkRefusedError(SignerError):
 
 
 def list_marks(base_dir: Path) -> list[Entry]:
-    """Every mark, ordered by chain, key and slot."""
-    database = Database(base_dir / FILE_NAME)
+    """Every mark that counts, ordered by chain, key and slot: also those of another signer's files in *base_dir*.
+
+    Changes nothing: where there is no database yet, none is made.
+    """
+    path = base_dir / FILE_NAME
+    if not path.exists():
+        return _ordered(merge(find(base_dir)))
+    database = Database(path)
     try:
-        return database.all()
+        own = Source(path, tuple(database.all()))
+        return _ordered(merge([own, *not_taken_over(database, base_dir)]))
     finally:
         database.close()
+
+
+def _ordered(marks: dict[MarkKey, Mark]) -> list[Entry]:
+    return sorted(marks.items(), key=lambda entry: (entry[0].chain_id, str(entry[0].public_key_hash), entry[0].slot))
 
 
 def set_mark(base_dir: Path, key: MarkKey, level: int, round: int) -> Mark | None:
@@ -94,25 +104,18 @@ def export_signatory(base_dir: Path, target: Path) -> list[Path]:
 
     Refuses to overwrite a file: an older export must not be mistaken for the newer one.
     """
+    marks = list_marks(base_dir)
+    if not marks:
+        raise MarkRefusedError(f"there are no marks in {base_dir}; nothing was written")
     written: list[Path] = []
     try:
         target.mkdir(mode=0o750, parents=True, exist_ok=True)
-        for name, content in signatory_files(list_marks(base_dir)).items():
+        for name, content in signatory_files(marks).items():
             path = target / name
             if path.exists():
                 raise MarkRefusedError(f"{path} exists already; export to an empty directory")
-            descriptor, temporary = tempfile.mkstemp(prefix="watermark", dir=target)
-            with os.fdopen(descriptor, "w", encoding="utf-8") as file:
-                file.write(content)
-                file.flush()
-                os.fsync(file.fileno())
-            Path(temporary).rename(path)
+            write_durably(path, content)
             written.append(path)
-        directory = os.open(target, os.O_RDONLY | os.O_DIRECTORY)
-        try:
-            os.fsync(directory)
-        finally:
-            os.close(directory)
     except OSError as exc:
         raise MarkRefusedError(f"cannot export to {target}: {exc.strerror}") from exc
     return written

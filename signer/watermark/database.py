@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from signer.files import give_to_owner_of, sync_directory
 from signer.tezos.errors import TezosError
 from signer.tezos.keys import PublicKeyHash
 from signer.watermark.interface import Mark, MarkKey, Slot, WatermarkStoreError
@@ -18,7 +19,7 @@ from signer.watermark.interface import Mark, MarkKey, Slot, WatermarkStoreError
 FILE_NAME = "watermarks.db"
 BUSY_TIMEOUT = 5.0  # seconds to wait for another process that writes
 _APPLICATION_ID = 0x545A574D  # "TZWM": tells our file from any other SQLite database
-_SCHEMA_VERSION = 1
+_SCHEMA_VERSION = 2
 _QUICK_CHECK_LIMIT = 16 * 1024 * 1024  # bytes; a larger file isn't checked at start, which would take seconds
 _AUTO_CHECKPOINT = 1000  # pages of the WAL, SQLite's default: 4 MiB
 
@@ -33,8 +34,9 @@ CREATE TABLE mark (
     signature TEXT,
     PRIMARY KEY (chain_id, public_key_hash, slot)
 ) WITHOUT ROWID;
-CREATE TABLE taken_over (source TEXT PRIMARY KEY, marks INTEGER NOT NULL) WITHOUT ROWID;
+CREATE TABLE taken_over (source TEXT PRIMARY KEY, marks INTEGER NOT NULL, fingerprint TEXT NOT NULL) WITHOUT ROWID;
 """
+_UPGRADES = {1: "ALTER TABLE taken_over ADD COLUMN fingerprint TEXT NOT NULL DEFAULT ''"}  # from that version
 _SELECT = "SELECT level, round, digest, signature FROM mark WHERE chain_id = ? AND public_key_hash = ? AND slot = ?"
 _REPLACE = "INSERT OR REPLACE INTO mark VALUES (?, ?, ?, ?, ?, ?, ?)"
 _REMEMBER = "UPDATE mark SET signature = ? WHERE chain_id = ? AND public_key_hash = ? AND slot = ? AND digest = ?"
@@ -112,12 +114,12 @@ class Database:
         except (TezosError, ValueError) as exc:
             raise _damaged(self.path, str(exc)) from exc
 
-    def taken_over(self) -> set[str]:
-        """The sources that were taken over already."""
-        return {source for (source,) in self._connection.execute("SELECT source FROM taken_over")}
+    def taken_over(self) -> dict[str, str]:
+        """The sources that were taken over already: path to fingerprint of what they held then."""
+        return dict(self._connection.execute("SELECT source, fingerprint FROM taken_over").fetchall())
 
-    def note_taken_over(self, source: str, marks: int) -> None:
-        self._connection.execute("INSERT OR REPLACE INTO taken_over VALUES (?, ?)", (source, marks))
+    def note_taken_over(self, source: str, marks: int, fingerprint: str) -> None:
+        self._connection.execute("INSERT OR REPLACE INTO taken_over VALUES (?, ?, ?)", (source, marks, fingerprint))
 
     def _check_in_place(self) -> None:
         """A file that was moved away or replaced is written to no more: its marks would not count."""
@@ -160,12 +162,12 @@ def _open(path: Path) -> tuple[sqlite3.Connection, bool]:
 
 def _create_file(path: Path) -> None:
     """An empty file with mode 0600 whose directory entry is on the disk."""
-    os.close(os.open(path, os.O_RDWR | os.O_CREAT, 0o600))
-    directory = os.open(path.parent, os.O_RDONLY | os.O_DIRECTORY)
+    descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o600)
     try:
-        os.fsync(directory)
+        give_to_owner_of(path.parent, descriptor)
     finally:
-        os.close(directory)
+        os.close(descriptor)
+    sync_directory(path.parent)
 
 
 def _prepare(connection: sqlite3.Connection, path: Path) -> bool:
@@ -183,6 +185,10 @@ def _prepare(connection: sqlite3.Connection, path: Path) -> bool:
             connection.execute(statement)
         connection.execute(f"PRAGMA application_id={_APPLICATION_ID}")
         connection.execute(f"PRAGMA user_version={_SCHEMA_VERSION}")
+    elif application == _APPLICATION_ID and version in _UPGRADES:
+        connection.execute(_UPGRADES[version])
+        version = _SCHEMA_VERSION
+        connection.execute(f"PRAGMA user_version={version}")
     connection.execute("COMMIT")
     if is_new:
         return True

@@ -1,4 +1,4 @@
-"""Taking over the marks of another signer, once, when a new database is opened in its directory."""
+"""Taking over the marks of another signer that are found in the directory of the database."""
 
 from pathlib import Path
 
@@ -12,19 +12,24 @@ logger = structlog.get_logger(__name__)
 
 
 def take_over(database: Database, directory: Path) -> None:
-    """Read every source in *directory* that was not taken over before; the higher mark wins everywhere.
+    """Read every source in *directory* that holds other marks than when it was last taken over; the higher mark wins.
+
+    So whoever goes back to the other signer for a while, and returns, loses nothing that was signed meanwhile.
 
     The sources stay as they are. Raises `WatermarkStoreError` for a damaged one: to start without its marks would
     be to forget what was signed.
     """
-    known = database.taken_over()
-    pending = [source for source in find(directory) if str(source.path) not in known]
+    pending = not_taken_over(database, directory)
     if pending:
         put_together(database, pending)
         for source in pending:
-            logger.info(
-                "watermarks were taken over, the source is obsolete", source=str(source.path), marks=len(source.entries)
-            )
+            logger.info("watermarks were taken over", source=str(source.path), marks=len(source.entries))
+
+
+def not_taken_over(database: Database, directory: Path) -> list[Source]:
+    """The sources in *directory* that hold what the database has not seen."""
+    known = database.taken_over()
+    return [source for source in find(directory) if known.get(str(source.path)) != source.fingerprint]
 
 
 def put_together(database: Database, sources: list[Source]) -> int:
@@ -38,5 +43,5 @@ def put_together(database: Database, sources: list[Source]) -> int:
                 database.put(key, best)
                 moved += 1
         for source in sources:
-            database.note_taken_over(str(source.path), len(source.entries))
+            database.note_taken_over(str(source.path), len(source.entries), source.fingerprint)
     return moved

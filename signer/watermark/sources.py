@@ -8,6 +8,7 @@ handed out one by one, and the higher wins where they are put together.
 import json
 from collections.abc import Iterator
 from dataclasses import dataclass
+from hashlib import blake2b
 from pathlib import Path
 
 from signer.tezos.errors import TezosError
@@ -44,6 +45,11 @@ class Source:
 
     path: Path
     entries: tuple[Entry, ...]
+
+    @property
+    def fingerprint(self) -> str:
+        """Another one as soon as any mark is another."""
+        return blake2b("\n".join(sorted(map(repr, self.entries))).encode(), digest_size=16).hexdigest()
 
 
 def find(directory: Path) -> list[Source]:

@@ -10,7 +10,6 @@ import binascii
 import fcntl
 import json
 import os
-import tempfile
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -18,6 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from signer.errors import ConfigurationError, SignerError
+from signer.files import give_to_owner_of, write_durably
 from signer.tezos.keys import PublicKeyHash
 
 _LOCK_TIMEOUT = 10.0  # seconds to wait for another process that writes
@@ -113,22 +113,9 @@ class FileStorage:
         raise self._damaged(f"entry {index + 1} lacks the texts {_HASH} and {_BLOB}")
 
     def _write(self, text: str) -> None:
-        temporary = None
         try:
-            descriptor, temporary = tempfile.mkstemp(prefix="keys", dir=self.path.parent)  # mode 0600
-            with os.fdopen(descriptor, "w", encoding="utf-8") as file:
-                file.write(text)
-                file.flush()
-                os.fsync(file.fileno())
-            os.replace(temporary, self.path)  # noqa: PTH105
-            directory = os.open(self.path.parent, os.O_RDONLY | os.O_DIRECTORY)
-            try:
-                os.fsync(directory)
-            finally:
-                os.close(directory)
+            write_durably(self.path, text)
         except OSError as exc:
-            if temporary is not None:
-                Path(temporary).unlink(missing_ok=True)
             raise self._error("cannot write", exc) from exc
 
     @contextmanager
@@ -140,6 +127,7 @@ class FileStorage:
         except OSError as exc:
             raise self._error("cannot lock", exc) from exc
         try:
+            give_to_owner_of(path.parent, descriptor)
             deadline = time.monotonic() + _LOCK_TIMEOUT
             while True:
                 try:

@@ -81,7 +81,9 @@ tezos:
 watermark: {{driver: flie}}
 """
     assert faults(tmp_path, text) == [
-        "signatory.yaml:18: watermark.driver: unknown watermark backend: flie; did you mean file?",
+        "signatory.yaml:2: server.adress: unknown key; did you mean address?",
+        "signatory.yaml:3: server.utility_address: Key: 'Config.Server.UtilityAddress' Error:Field validation for "
+        "'UtilityAddress' failed on the 'hostname_port' tag",
         "signatory.yaml:5: vaults.kms: Key: 'Config.Vaults[kms]' Error:Field validation for 'Vaults[kms]' failed on "
         "the 'required' tag",
         "signatory.yaml:6: vaults.empty: Key: 'Config.Vaults[empty].Driver' Error:Field validation for 'Driver' failed "
@@ -94,9 +96,7 @@ watermark: {{driver: flie}}
         "signer list-ops",
         f"signatory.yaml:16: tezos.{TZ1}.vault: no vault is called m; did you mean kms?",
         "signatory.yaml:17: tezos.tz1x: gotez: base58Check decoding error: data is too short: 3",
-        "signatory.yaml:3: server.utility_address: Key: 'Config.Server.UtilityAddress' Error:Field validation for "
-        "'UtilityAddress' failed on the 'hostname_port' tag",
-        "signatory.yaml:2: server.adress: unknown key; did you mean address?",
+        "signatory.yaml:18: watermark.driver: unknown watermark backend: flie; did you mean file?",
     ]
 
 

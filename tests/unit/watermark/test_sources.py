@@ -91,16 +91,35 @@ def test_a_damaged_source_stops_the_start(tmp_path: Path, name: str, content: An
     database.close()
 
 
-def test_taken_over_once(tmp_path: Path) -> None:
+def test_taken_over_whenever_it_has_changed(tmp_path: Path) -> None:
+    """Who goes back to the other signer and returns loses nothing; what was reset here stays reset."""
     source = tmp_path / "watermark_v2" / f"{CHAIN}.json"
     write(source, {TZ1: {"block": {"level": 10, "round": 1, "hash": VH}}})
     database = Database(tmp_path / FILE_NAME)
     take_over(database, tmp_path)
     assert database.all() == [(key(Slot.BLOCK), Mark(10, 1, DIGEST))]
+    database.delete(key(Slot.BLOCK))
+    take_over(database, tmp_path)
+    assert database.all() == []
     write(source, {TZ1: {"block": {"level": 99, "round": 1}}})
     take_over(database, tmp_path)
-    assert database.all() == [(key(Slot.BLOCK), Mark(10, 1, DIGEST))]
+    assert database.all() == [(key(Slot.BLOCK), Mark(99, 1))]
     database.close()
+
+
+def test_listing_changes_nothing(tmp_path: Path) -> None:
+    """Before the first start: what will count is shown, and no file is made."""
+    write(tmp_path / "watermark_v2" / f"{CHAIN}.json", {TZ1: {"block": {"level": 10, "round": 1, "hash": VH}}})
+    assert admin.list_marks(tmp_path) == [(key(Slot.BLOCK), Mark(10, 1, DIGEST))]
+    assert [path.name for path in tmp_path.iterdir()] == ["watermark_v2"]
+    admin.set_mark(tmp_path, key(Slot.BLOCK), 5, 0)
+    assert admin.list_marks(tmp_path) == [(key(Slot.BLOCK), Mark(10, 1, DIGEST))]
+
+
+def test_an_export_without_marks_is_no_success(tmp_path: Path) -> None:
+    with pytest.raises(MarkRefusedError, match="there are no marks"):
+        admin.export_signatory(tmp_path, tmp_path / "out")
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_administration(tmp_path: Path) -> None:

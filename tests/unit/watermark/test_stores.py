@@ -150,6 +150,21 @@ async def test_a_damaged_file_is_kept(tmp_path: Path, content: bytes, text: str)
     assert path.read_bytes() == content
 
 
+def test_a_database_of_the_first_schema_is_brought_up(tmp_path: Path) -> None:
+    path = tmp_path / FILE_NAME
+    Database(path).close()
+    with sqlite3.connect(path) as older:
+        older.execute("PRAGMA user_version=1")
+        older.execute("DROP TABLE taken_over")
+        older.execute("CREATE TABLE taken_over (source TEXT PRIMARY KEY, marks INTEGER NOT NULL) WITHOUT ROWID")
+        older.execute("INSERT INTO taken_over VALUES ('old', 3)")
+    older.close()
+    for _ in range(2):
+        database = Database(path)
+        assert database.taken_over() == {"old": ""}
+        database.close()
+
+
 def test_databases_that_are_not_ours(tmp_path: Path) -> None:
     path = tmp_path / FILE_NAME
     with sqlite3.connect(path) as other:
@@ -160,9 +175,9 @@ def test_databases_that_are_not_ours(tmp_path: Path) -> None:
     path.unlink()
     Database(path).close()
     with sqlite3.connect(path) as newer:
-        newer.execute("PRAGMA user_version=2")
+        newer.execute("PRAGMA user_version=3")
     newer.close()
-    with pytest.raises(WatermarkStoreError, match="schema version 2, this program knows 1"):
+    with pytest.raises(WatermarkStoreError, match="schema version 3, this program knows 2"):
         Database(path)
     with pytest.raises(WatermarkStoreError, match="writable"):
         Database(tmp_path / "no" / FILE_NAME)
