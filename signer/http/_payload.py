@@ -18,21 +18,24 @@ def parse_payload(body: bytes) -> bytes:
 
 
 def _json_string(body: bytes) -> bytes:
-    text = body.decode(errors="replace")
-    if not text.strip():
+    text = body.decode(errors="replace").strip()
+    if not text:
         raise MalformedRequestError("EOF: expected a JSON string with the bytes to sign in hexadecimal")
+    if text[0] in "{[":  # not parsed: nothing that could be nested is
+        raise _not_a_string("object" if text[0] == "{" else "array")
     try:
         value = json.loads(text)
-    except (ValueError, RecursionError) as exc:
-        reason = str(exc) if isinstance(exc, ValueError) else "nested too deep"
-        raise MalformedRequestError(f"invalid JSON: {reason}; expected a string of hexadecimal digits") from None
+    except ValueError as exc:
+        raise MalformedRequestError(f"invalid JSON: {exc}; expected a string of hexadecimal digits") from None
     if value is None:
         return b""
     if not isinstance(value, str):
-        names = {dict: "object", list: "array", bool: "bool", int: "number", float: "number"}
-        kind = names.get(type(value), "value")
-        raise MalformedRequestError(f"json: cannot unmarshal {kind} into Go value of type string")
+        raise _not_a_string("bool" if isinstance(value, bool) else "number")
     return value.encode(errors="replace")
+
+
+def _not_a_string(kind: str) -> MalformedRequestError:
+    return MalformedRequestError(f"json: cannot unmarshal {kind} into Go value of type string")
 
 
 def _unhex(digits: bytes) -> bytes:

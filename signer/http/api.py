@@ -33,6 +33,8 @@ logger = structlog.get_logger(__name__)
 
 _VERSIONS = {"0": 0, "1": 1}
 LATEST_VERSION = 2
+_MAX_PARAMETERS = 100  # in the query of a request
+_MAX_SHOWN = 64  # characters of what should be an address, in a log line
 
 
 class SigningService(Protocol):
@@ -109,10 +111,16 @@ class SigningApi:
         return response
 
     async def _signature(self, request: ApiRequest, key: str) -> ApiResponse:
-        pkh = PublicKeyHash.from_base58(key)
-        version = _VERSIONS.get(_parameter(request.query, "version"), LATEST_VERSION)
-        message = parse_payload(request.body)
-        signature = await self._service.sign(pkh, message, version=version, caller=self._caller(request))
+        caller = self._caller(request)
+        try:
+            pkh = PublicKeyHash.from_base58(key)
+            version = _VERSIONS.get(_parameter(request.query, "version"), LATEST_VERSION)
+            message = parse_payload(request.body)
+        except (MalformedRequestError, TezosError) as exc:  # what gets further is logged by the signer
+            facts = {"request_id": caller.request_id, "pkh": key[:_MAX_SHOWN], "outcome": "refused", "status": 400}
+            logger.error(f"Error signing request: {exc}", **facts)
+            raise
+        signature = await self._service.sign(pkh, message, version=version, caller=caller)
         return json_response({"signature": str(signature)})
 
     async def _public_key(self, key: str) -> ApiResponse:
@@ -153,4 +161,8 @@ def _segments(path: str) -> list[str]:
 def _parameter(query: str, name: str) -> str:
     if not query:
         return ""
-    return next((value for key, value in parse_qsl(query, max_num_fields=100) if key == name), "")
+    try:
+        fields = parse_qsl(query, max_num_fields=_MAX_PARAMETERS)
+    except ValueError:
+        raise MalformedRequestError(f"more than {_MAX_PARAMETERS} query parameters") from None
+    return next((value for key, value in fields if key == name), "")

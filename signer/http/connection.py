@@ -6,10 +6,11 @@ connection for ever), its body, and the sending of the answer.
 """
 
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from email.utils import formatdate
 from typing import Protocol
-from urllib.parse import unquote, urlsplit
+from urllib.parse import unquote
 
 import h11
 import trio
@@ -18,6 +19,7 @@ from signer.http.values import ApiRequest, ApiResponse, error_response
 
 MAX_HEAD = 32 * 1024  # bytes of request line and headers; an authentication parameter alone can have 3.3 kB
 _CHUNK = 65536  # bytes of one read
+_BREATH = 100  # events of one request's body between two looks at what else is to do
 _MAX_DISCARDED = 8 * 1024 * 1024  # bytes read from a client that was refused, so that it comes to read the answer
 _DISCARD_TIME = 2.0  # seconds for that
 
@@ -39,17 +41,25 @@ class Api(Protocol):
     async def respond(self, request: ApiRequest, /) -> ApiResponse: ...
 
 
-class _TooLargeError(Exception):
-    """The body of a request is larger than allowed."""
+class _RefusedError(Exception):
+    """The request is not read on; answered with *status* and the text."""
+
+    def __init__(self, status: int, text: str) -> None:
+        super().__init__(text)
+        self.status = status
 
 
 class Connection:
-    """Serves *stream* with *api* in `serve`; the caller closes the stream afterwards."""
+    """Serves *stream* with *api* in `serve`; the caller closes the stream afterwards.
 
-    def __init__(self, stream: trio.SocketStream, api: Api, limits: Limits) -> None:
+    *crowded* says whether others wait for this connection's place: then it ends after the next answer.
+    """
+
+    def __init__(self, stream: trio.SocketStream, api: Api, limits: Limits, *, crowded: Callable[[], bool]) -> None:
         self._stream = stream
         self._api = api
         self._limits = limits
+        self._crowded = crowded
         self._http = h11.Connection(h11.SERVER, max_incomplete_event_size=MAX_HEAD)
         self._idle = trio.CancelScope()  # around the wait for a request
         self._step = trio.CancelScope()  # around everything else; its deadline is that of the step being taken
@@ -72,8 +82,8 @@ class Connection:
                 await self._converse()
             if self._step.cancelled_caught and self._late:
                 refusal = error_response(408, self._late)
-        except _TooLargeError as exc:
-            refusal = error_response(413, str(exc))
+        except _RefusedError as exc:
+            refusal = error_response(exc.status, str(exc))
         except h11.RemoteProtocolError as exc:
             refusal = error_response(exc.error_status_hint, f"bad HTTP request: {exc}")
         except (trio.BrokenResourceError, trio.ClosedResourceError):
@@ -106,30 +116,38 @@ class Connection:
                 return None
             self._http.receive_data(data)
         self.idle_since = None
-        return event if isinstance(event, h11.Request) else None
+        if not isinstance(event, h11.Request):
+            return None
+        if sum(len(name) + len(value) for name, value in event.headers) + len(event.target) > MAX_HEAD:
+            raise _RefusedError(431, f"the request's head is larger than {MAX_HEAD} bytes")  # in one piece
+        return event
 
     async def _wait(self) -> bytes | None:
         """The first bytes of a request; None when there will be none."""
         if not self._is_last:
+            self._step.deadline = float("inf")
             with trio.CancelScope(deadline=trio.current_time() + self._limits.keep_alive_timeout) as self._idle:
                 return await self._stream.receive_some(_CHUNK)
         return None
 
     async def _read_body(self, head: h11.Request) -> bytes:
-        limit, body = self._limits.max_body_bytes, b""
+        limit, body, events = self._limits.max_body_bytes, bytearray(), 0
         declared = next((int(value) for name, value in head.headers if name == b"content-length"), 0)
         self._allow(self._limits.body_timeout, "body")
         while declared <= limit and len(body) <= limit:
             event = self._http.next_event()
             if isinstance(event, h11.Data):
                 body += event.data
+                events += 1
+                if events % _BREATH == 0:  # chunks of a byte each
+                    await trio.lowlevel.checkpoint()
             elif event is h11.NEED_DATA:
                 if self._http.they_are_waiting_for_100_continue:
                     await self._stream.send_all(self._encode(h11.InformationalResponse(status_code=100, headers=[])))
                 self._http.receive_data(await self._stream.receive_some(_CHUNK))
             else:  # the end of the message
-                return body
-        raise _TooLargeError(f"the request's body is larger than {limit} bytes")
+                return bytes(body)
+        raise _RefusedError(413, f"the request's body is larger than {limit} bytes")
 
     def _allow(self, seconds: float, part: str = "") -> None:
         """Give the client so long for the next step; *part* of a request is what is waited for."""
@@ -138,8 +156,8 @@ class Connection:
 
     def _request(self, head: h11.Request, body: bytes) -> ApiRequest:
         path, _, query = head.target.decode("latin-1").partition("?")
-        if not path.startswith("/"):  # the absolute form, as sent to proxies
-            path = urlsplit(path).path or "/"
+        if not path.startswith("/"):  # the absolute form, as sent to proxies; or `*`
+            path = "/" + path.partition("://")[2].partition("/")[2]
         return ApiRequest(head.method.decode(), unquote(path) if "%" in path else path, query, body, self._peer)
 
     # -- answering
@@ -151,6 +169,7 @@ class Connection:
             ("date", _date()),
             *response.headers,
         ]
+        self._is_last = self._is_last or self._crowded()
         if self._is_last:
             headers.append(("connection", "close"))
         data = self._encode(h11.Response(status_code=response.status, headers=headers))

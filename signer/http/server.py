@@ -74,22 +74,22 @@ class _Server:
         """Accept until cancelled; closes the listener."""
         async with listener:
             while True:
-                await self._take_slot()
                 try:
                     stream = await listener.accept()
                 except OSError as exc:
-                    self._slots.release()
                     if exc.errno not in _RESOURCES_LACK:
                         raise
                     await trio.sleep(0.1)  # connections wait in the backlog
                     continue
+                try:
+                    await self._take_slot()
                 except BaseException:
-                    self._slots.release()
+                    await trio.aclose_forcefully(stream)
                     raise
                 nursery.start_soon(self._serve, stream)
 
     async def _take_slot(self) -> None:
-        """A place for one more connection: the one that has been idle longest makes room."""
+        """A place for one more connection: the one idle longest makes room, or the next to be answered."""
         try:
             self._slots.acquire_nowait()
         except trio.WouldBlock:
@@ -98,13 +98,16 @@ class _Server:
                 list(self._open)[min(idle)[1]].finish()
             await self._slots.acquire()
 
+    def _crowded(self) -> bool:
+        return self._slots.statistics().tasks_waiting > 0
+
     def finish(self) -> None:
         """Let every connection end after the request that has begun."""
         for connection in self._open:
             connection.finish()
 
     async def _serve(self, stream: trio.SocketStream) -> None:
-        connection = Connection(stream, self._api, self._limits)
+        connection = Connection(stream, self._api, self._limits, crowded=self._crowded)
         self._open.add(connection)
         try:
             await connection.serve()

@@ -32,6 +32,7 @@ _COLOURS = {"critical": "31", "error": "31", "warning": "33", "info": "36", "deb
 _MASK = "***"
 _TELLING = re.compile(r"secret|password|passphrase|token|credential|private", re.IGNORECASE)
 _SECRET_KEY = re.compile(r"\b(edsk|spsk|p2sk|BLsk|edesk|spesk|p2esk|BLesk)[1-9A-HJ-NP-Za-km-z]{20,}")
+_UNPRINTABLE = re.compile("[\x7f-\x9f\u2028\u2029\u202a-\u202e\u2066-\u2069]")  # with those that turn text round
 _PLAIN = re.compile(r"[A-Za-z0-9._/@^+:,\[\]-]+")
 
 Event = MutableMapping[str, Any]
@@ -48,7 +49,7 @@ def configure(level: str = "info", *, json_lines: bool = False, stream: TextIO |
     else:
         render = _render_logfmt
     structlog.configure(
-        processors=[structlog.stdlib.add_log_level, _mask, structlog.processors.format_exc_info, render],
+        processors=[structlog.stdlib.add_log_level, structlog.processors.format_exc_info, _mask, render],
         wrapper_class=structlog.make_filtering_bound_logger(threshold),
         logger_factory=lambda *_: _Writer(target),
         cache_logger_on_first_use=True,
@@ -77,17 +78,34 @@ class _StandardHandler(logging.Handler):
 
     def emit(self, record: logging.LogRecord) -> None:
         log = structlog.get_logger(record.name)
-        log.log(record.levelno, record.getMessage(), exc_info=record.exc_info, source=record.name)
+        write = log.error if record.levelno >= logging.ERROR else log.warning
+        try:
+            write(record.getMessage(), exc_info=record.exc_info, source=record.name)
+        except Exception as exc:  # arguments that don't fit the text: no reason to disturb the library
+            write(str(record.msg), error=repr(exc), source=record.name)
 
 
 def _mask(_logger: object, _method: str, event: Event) -> Event:
     for key, value in event.items():
-        if isinstance(value, str):
-            if _TELLING.search(key):
-                event[key] = _MASK
-            elif len(value) >= 50 and "sk" in value:  # the shortest secret key has 54 characters
-                event[key] = _SECRET_KEY.sub(_mask_key, value)
+        event[key] = _masked(key, value)
     return event
+
+
+def _masked(key: str, value: object) -> object:
+    """*value* fit to be written: secrets masked, everything but numbers, lists and maps as text."""
+    match value:
+        case None | bool() | int() | float():
+            return value
+        case dict():
+            return {name: _masked(str(name), item) for name, item in value.items()}
+        case list() | tuple() | set():
+            return [_masked(key, item) for item in value]
+        case _:
+            text = str(value)
+            if _TELLING.search(key):
+                return _MASK
+            # the shortest secret key has 54 characters
+            return _SECRET_KEY.sub(_mask_key, text) if len(text) >= 50 and "sk" in text else text
 
 
 def _mask_key(match: re.Match[str]) -> str:
@@ -98,29 +116,34 @@ def _now() -> str:
     return datetime.now(tz=UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
 
 
-def _parts(event: Event) -> tuple[str, str, Mapping[str, Any]]:
+def _parts(event: Event) -> tuple[str, str, Event]:
     level = event.pop("level", "info")
     return level, str(event.pop("event", "")), event
 
 
 def _render_json(_logger: object, _method: str, event: Event) -> str:
     level, message, fields = _parts(event)
-    return json.dumps({"time": _now(), "level": level, "msg": message, **fields}, default=str, ensure_ascii=False)
+    return _json({"time": _now(), "level": level, "msg": message, **fields})
 
 
 def _render_logfmt(_logger: object, _method: str, event: Event) -> str:
     level, message, fields = _parts(event)
-    trace = fields.pop("exception", None) if isinstance(fields, dict) else None
-    line = f'time="{_now()}" level={level} msg={_quote(message)}{_pairs(fields)}'
-    return line if trace is None else f"{line}\n{trace}"
+    trace = _trace(fields)
+    return f'time="{_now()}" level={level} msg={_json(message)}{_pairs(fields)}{trace}'
 
 
 def _render_terminal(_logger: object, _method: str, event: Event) -> str:
     level, message, fields = _parts(event)
-    trace = fields.pop("exception", None) if isinstance(fields, dict) else None
+    trace = _trace(fields)
     clock = datetime.now().astimezone().strftime("%H:%M:%S")
-    line = f"\x1b[{_COLOURS.get(level, '0')}m{_SHORT.get(level, level)}\x1b[0m[{clock}] {message}{_pairs(fields)}"
-    return line if trace is None else f"{line}\n{trace}"
+    head = f"\x1b[{_COLOURS.get(level, '0')}m{_SHORT.get(level, level)}\x1b[0m[{clock}]"
+    return f"{head} {_json(message)[1:-1]}{_pairs(fields)}{trace}"
+
+
+def _trace(fields: Event) -> str:
+    """The trace of an exception, taken out of *fields*: the one thing that has lines of its own."""
+    lines = str(fields.pop("exception", "")).splitlines()
+    return "".join("\n" + (line if line.isprintable() else _json(line)[1:-1]) for line in lines)
 
 
 def _pairs(fields: Mapping[str, Any]) -> str:
@@ -129,10 +152,12 @@ def _pairs(fields: Mapping[str, Any]) -> str:
 
 def _value(value: object) -> str:
     if isinstance(value, dict):
-        return "map[" + " ".join(f"{key}:{item}" for key, item in value.items()) + "]"
+        return "map[" + " ".join(f"{key}:{_value(item)}" for key, item in value.items()) + "]"
     text = str(value)
-    return text if _PLAIN.fullmatch(text) else json.dumps(text, ensure_ascii=False)
+    return text if _PLAIN.fullmatch(text) else _json(text)
 
 
-def _quote(text: str) -> str:
-    return json.dumps(text, ensure_ascii=False)
+def _json(value: object) -> str:
+    """JSON without a control character, also those beyond ASCII; other letters stay readable."""
+    text = json.dumps(value, ensure_ascii=False)
+    return text if text.isprintable() else _UNPRINTABLE.sub(lambda match: f"\\u{ord(match[0]):04x}", text)

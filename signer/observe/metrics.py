@@ -132,7 +132,7 @@ class Metrics:
 
     def watermark_refused(self, address: str, kind: str, chain_id: str, reason: str, vault: str) -> None:
         """The watermark refused a request; *reason* is one of the bounded ones."""
-        self._refusals.labels(address, kind, self._chain(chain_id), reason).inc()
+        self._refusals.labels(self._address(address), kind, self._chain(chain_id), reason).inc()
         self.vault_error(vault, "409", chain_id)
 
     def watermark_operation(self, backend: str, kind: str, *, refused: bool) -> None:
