@@ -11,6 +11,9 @@ from signer.tezos.errors import Base58Error
 
 _ALPHABET = "123456789ABCDEFGHJKLMNPQRSTUVWXYZabcdefghijkmnopqrstuvwxyz"
 _VALUES = {character: value for value, character in enumerate(_ALPHABET)}
+_PAIRS = [first + second for first in _ALPHABET for second in _ALPHABET]  # two digits by their value
+_PAIRS_IN_CHUNK = 5
+_CHUNK = 58 ** (2 * _PAIRS_IN_CHUNK)  # below 2^59
 _CHECKSUM_LENGTH = 4  # bytes
 _MAX_TEXT = 4096  # characters; the longest known text (an ML-DSA-44 signature) has 3,316
 
@@ -107,12 +110,14 @@ def _checksum(body: bytes) -> bytes:
 
 def _encode_raw(data: bytes) -> str:
     number = int.from_bytes(data, "big")
-    characters: list[str] = []
+    pairs: list[str] = []  # from the last to the first
     while number:
-        number, value = divmod(number, 58)
-        characters.append(_ALPHABET[value])
+        number, chunk = divmod(number, _CHUNK)  # ten digits at once: a machine word is cheap to take apart
+        for _ in range(_PAIRS_IN_CHUNK):
+            chunk, pair = divmod(chunk, 58 * 58)
+            pairs.append(_PAIRS[pair])
     zeros = len(data) - len(data.lstrip(b"\0"))
-    return "1" * zeros + "".join(reversed(characters))
+    return "1" * zeros + "".join(reversed(pairs)).lstrip("1")
 
 
 def _decode_raw(text: str) -> bytes:

@@ -23,6 +23,7 @@ from tests.bench import floor, load
 from tests.bench.messages import attestation
 from tests.integration.conftest import ENVIRONMENT, Setup, running
 
+_ROOT = Path(__file__).parents[2]
 CURVES = {"tz1": Curve.ED25519, "tz2": Curve.SECP256K1, "tz3": Curve.P256, "tz4": Curve.BLS12_381}
 
 # Measured on a machine of two cores (ext4): Signatory 1.4 over TCP, its watermark file never synced, nothing
@@ -246,10 +247,13 @@ def print_profile(directory: Path, kind: str, total: int) -> None:
 
 
 def _room(file: str, function: str) -> str:
+    """The library or module of ours that a profiled function belongs to."""
     if "site-packages" in file:
         return file.partition("site-packages/")[2].partition("/")[0]
-    if "/signer/" in file or "/proxy/" in file:
-        return ".".join(Path(file[file.rindex("/signer/") + 1 :]).with_suffix("").parts[:3])
+    for package in ("signer", "proxy"):
+        place = Path(file)
+        if place.is_relative_to(_ROOT / package):
+            return ".".join(place.relative_to(_ROOT).with_suffix("").parts[:3])
     return function if file == "~" else f"standard library: {Path(file).name}"
 
 
