@@ -39,7 +39,7 @@ def compile_policy(pkh: PublicKeyHash, policy: Policy | None) -> Compiled:
     compiled = Compiled()
     if policy.allow is not None:
         requests, operations = list(policy.allow), list(policy.allow.get("generic") or ())
-        where = ("allow", "allow.generic")
+        where = ("allow", "allow")
         if "failing_noop" in policy.allow:  # documented as a request kind
             requests.remove("failing_noop")
             requests.append("generic")
@@ -71,15 +71,15 @@ def _operation(kind: str) -> str:
 
 
 def _check(compiled: Compiled, where: tuple[str, str]) -> None:
-    """*where* names the lists of request kinds and of operation kinds."""
+    """*where* names the keys that hold the request kinds and the operation kinds."""
     for kind in compiled.requests:
         if kind not in REQUEST_KINDS:
-            text = f"invalid request kind `{kind}` in `{where[0]}` list; known: {', '.join(REQUEST_KINDS)}"
-            compiled.faults.append((where[0].partition(".")[0], text))
+            text = f"invalid request kind `{kind}` in `allow` list; known: {', '.join(REQUEST_KINDS)}"
+            compiled.faults.append((where[0], text))
     for kind in compiled.operations:
         if kind not in _OPERATIONS:
-            text = f"invalid operation kind `{kind}` in `{where[1]}` list; see: signer list-ops"
-            compiled.faults.append((where[1].partition(".")[0], text))
+            text = f"invalid operation kind `{kind}` in `allow.generic` list; see: signer list-ops"
+            compiled.faults.append((where[1], text))
 
 
 def _deprecated(pkh: PublicKeyHash, requests: list[str], operations: list[str]) -> str:
