@@ -156,7 +156,7 @@ def test_import_of_signatory_and_octez(tmp_path: Path) -> None:
     assert done(base_dir, "import", str(theirs / "watermark_v2")) == "2 mark(s) read, 0 of ours raised\n"
 
 
-@pytest.mark.parametrize("content", [None, "{", '{"%s": {"block": {"level": -1}}}' % TZ1])
+@pytest.mark.parametrize("content", [None, "{", json.dumps({TZ1: {"block": {"level": -1}}})])
 def test_import_of_what_is_no_source(tmp_path: Path, content: str | None) -> None:
     base_dir, theirs = tmp_path / "base", tmp_path / "theirs"
     theirs.mkdir()
