@@ -14,6 +14,8 @@ Path = tuple[str | int, ...]
 Value = dict[str, "Value"] | list["Value"] | str | int | float | bool | None
 
 _VARIABLE = re.compile(r"\$(\$?)\{([A-Za-z_][A-Za-z0-9_]*)\}")
+_QUOTED = re.compile("'[^']{3,}'")
+_MAX_NODES = 100_000  # with what anchors repeat
 _MAX_DEPTH = 32  # of containers; the deepest configuration has five
 _MERGE = "tag:yaml.org,2002:merge"
 
@@ -48,10 +50,15 @@ def parse(text: str, environ: Mapping[str, str]) -> Document:
             loader.dispose()
     except yaml.MarkedYAMLError as exc:
         mark = exc.problem_mark or exc.context_mark
-        raise YamlError(f"{exc.problem or exc.context}", mark.line + 1 if mark else None) from exc
+        raise YamlError(_without_values(exc.problem or exc.context or ""), mark.line + 1 if mark else None) from None
     except (yaml.YAMLError, ValueError, RecursionError) as exc:
-        raise YamlError(str(exc).splitlines()[0], None) from exc
+        raise YamlError(_without_values(str(exc).splitlines()[0]), None) from None
     return document
+
+
+def _without_values(text: str) -> str:
+    """The parser's message without what it quotes, which may be half of a secret."""
+    return _QUOTED.sub("'...'", text)
 
 
 class _Builder:
@@ -59,16 +66,23 @@ class _Builder:
         self._loader = loader
         self._environ = environ
         self._document = document
+        self._nodes = 0
 
     def build(self, node: yaml.Node, path: Path, depth: int) -> Value:
         self._document.lines.setdefault(path, node.start_mark.line + 1)
+        self._nodes += 1
+        if self._nodes > _MAX_NODES:
+            raise YamlError(f"more than {_MAX_NODES} values, counting what anchors repeat", node.start_mark.line + 1)
         if depth > _MAX_DEPTH:
             raise YamlError("nested too deep, or an anchor that contains itself", node.start_mark.line + 1)
         if isinstance(node, yaml.MappingNode):
             return self._mapping(node, path, depth)
         if isinstance(node, yaml.SequenceNode):
             return [self.build(child, (*path, index), depth + 1) for index, child in enumerate(node.value)]
-        value = self._loader.construct_object(node)
+        try:
+            value = self._loader.construct_object(node)
+        except Exception:  # a value that doesn't fit its tag: anything at all comes from the constructors
+            raise YamlError(f"not a value of type {node.tag.rpartition(':')[2]}", node.start_mark.line + 1) from None
         if isinstance(value, str):
             return self._expand(value, path)
         if value is None or isinstance(value, bool | int | float):
@@ -78,6 +92,8 @@ class _Builder:
     def _mapping(self, node: yaml.MappingNode, path: Path, depth: int) -> Value:
         seen: set[str] = set()
         for key_node, _ in node.value:
+            if not isinstance(key_node, yaml.ScalarNode):
+                raise YamlError("a key must be a text", key_node.start_mark.line + 1)
             key = str(key_node.value)
             if key in seen and key_node.tag != _MERGE:
                 raise YamlError(f"the key {key!r} is there twice", key_node.start_mark.line + 1)
@@ -101,4 +117,7 @@ class _Builder:
                 return ""
             return value
 
-        return _VARIABLE.sub(replace, text)
+        expanded = _VARIABLE.sub(replace, text)
+        if "\0" in expanded:
+            self._document.faults.append((path, "a text must not hold a NUL character"))
+        return expanded

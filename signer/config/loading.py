@@ -21,7 +21,7 @@ from pydantic_core import ErrorDetails
 from signer.config import models
 from signer.config._yaml import Document, Value, YamlError, parse
 from signer.config._yaml import Path as KeyPath
-from signer.config.models import NitroSettings, Policy, Settings
+from signer.config.models import MISSING_KEY_ID, NitroSettings, Policy, Settings
 from signer.config.policies import compile_policy
 from signer.errors import ConfigurationError
 from signer.tezos.errors import TezosError
@@ -185,8 +185,9 @@ class _Loader:
 
     def _drop_nulls(self, tree: dict[str, Any], section: str) -> None:
         """A key without a value leaves the default in place."""
-        if isinstance(tree.get(section), dict):
-            tree[section] = {key: item for key, item in tree[section].items() if item is not None}
+        tree[section] = _without_nulls(tree.get(section))
+        if tree[section] is None:
+            del tree[section]
 
     def _check_watermark(self, tree: dict[str, Any]) -> None:
         section = tree.get("watermark")
@@ -221,11 +222,13 @@ class _Loader:
                     f"unknown vault driver: {entry['driver']}" + _nearest(str(entry["driver"]), known),
                 )
                 continue
-            config = entry.get("config") or {}
+            for key in entry.keys() - {"driver", "config"}:
+                self.fault((*path, key), "unknown key" + _nearest(key, ("driver", "config")))
+            config = _without_nulls(entry.get("config") or {})
             if model is NitroSettings and isinstance(config, dict):
                 config = self._nitro(config, (*path, "config"))
-            elif isinstance(config, dict):
-                config = {key: item for key, item in config.items() if item is not None}
+                if not config.get("encryption_key_id"):
+                    self.fault((*path, "config"), MISSING_KEY_ID)
             validated = self._validate(model, config, (*path, "config"))
             if validated is not None:
                 checked[name] = entry | {"config": validated}
@@ -233,7 +236,7 @@ class _Loader:
 
     def _nitro(self, config: Mapping[str, Value], path: KeyPath) -> dict[str, Any]:
         """Fill what the configuration leaves open from the environment; expand the storage path."""
-        filled: dict[str, Any] = {key: item for key, item in config.items() if item is not None}
+        filled: dict[str, Any] = dict(config)
         for key, variable in _NITRO_ENVIRONMENT.items():
             value = self._environ.get(variable, "")
             if value == "" or filled.get(key) not in (None, ""):
@@ -297,6 +300,13 @@ class _Loader:
                 location = tuple(part for part in error["loc"] if not _is_artificial(part))
                 self.fault((*path, *location), _text(model, error, location))
             return None
+
+
+def _without_nulls(value: Any) -> Any:
+    """A key without a value leaves the default in place, at any depth."""
+    if isinstance(value, dict):
+        return {key: _without_nulls(item) for key, item in value.items() if item is not None}
+    return value
 
 
 def _is_artificial(part: str | int) -> bool:

@@ -4,6 +4,7 @@ Field descriptions are the reference documentation in short; `docs/configuration
 seconds, sizes in bytes.
 """
 
+import ipaddress
 import re
 from collections.abc import Mapping
 from pathlib import Path
@@ -30,13 +31,15 @@ DEFAULT_CID = 16  # commonly the first that nitro-cli hands out
 DEFAULT_ENCLAVE_PORT = 2000
 _MAX_UINT32 = 2**32 - 1
 _HOST = re.compile(r"[A-Za-z0-9]([A-Za-z0-9-]{0,62})(\.[A-Za-z0-9]([A-Za-z0-9-]{0,62}))*\.?")
-_IPV6 = re.compile(r"\[[0-9A-Fa-f:.%]+\]")
 
 
 class Strict(BaseModel):
     """Base of all sections: frozen, unknown keys refused, values never repeated in error texts."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, arbitrary_types_allowed=True, hide_input_in_errors=True)
+
+
+MISSING_KEY_ID = "(Nitro): missing encryption key id"
 
 
 def _host_port(text: object) -> object:
@@ -50,7 +53,15 @@ def is_host_port(text: str) -> bool:
     host, colon, port = text.rpartition(":")
     if not colon or not (port.isascii() and port.isdigit()) or not 1 <= int(port) <= 65535:
         return False
-    return host == "" or _HOST.fullmatch(host) is not None or _IPV6.fullmatch(host) is not None
+    return host == "" or _HOST.fullmatch(host) is not None or (host[0] + host[-1] == "[]" and _is_ipv6(host[1:-1]))
+
+
+def _is_ipv6(text: str) -> bool:
+    try:
+        ipaddress.IPv6Address(text)
+    except ValueError:
+        return False
+    return True
 
 
 HostPort = Annotated[str, BeforeValidator(_host_port)]
@@ -73,7 +84,15 @@ def _go_integer(value: object) -> object:
 
 Uint32 = Annotated[int, BeforeValidator(_go_integer), Field(ge=0, le=_MAX_UINT32)]
 Port = Annotated[int, BeforeValidator(_go_integer), Field(ge=1, le=_MAX_UINT32)]
-Seconds = Annotated[float, Field(gt=0, le=3600)]
+
+
+def _no_bool(value: object) -> object:
+    if isinstance(value, bool):
+        raise PydanticCustomError("number", "expected a number")
+    return value
+
+
+Seconds = Annotated[float, BeforeValidator(_no_bool), Field(gt=0, le=3600)]
 
 
 def _public_keys(value: object) -> object:
@@ -189,7 +208,7 @@ class NitroSettings(Strict):
         if self.enclave_address is not None and (self.enclave_cid is not None or self.enclave_port is not None):
             raise PydanticCustomError("address", "enclave_address takes the place of enclave_cid and enclave_port")
         if not self.encryption_key_id:
-            raise PydanticCustomError("key_id", "(Nitro): missing encryption key id")
+            raise PydanticCustomError("key_id", MISSING_KEY_ID)
         return self
 
     @property

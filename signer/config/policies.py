@@ -84,8 +84,9 @@ def _check(compiled: Compiled, where: tuple[str, str]) -> None:
 
 def _deprecated(pkh: PublicKeyHash, requests: list[str], operations: list[str]) -> str:
     lines = [f"tezos.{pkh}: allowed_operations and allowed_kinds are deprecated, use allow:", "  allow:"]
-    for kind in sorted({*requests, *(["generic"] if operations else [])}):
+    renamed = {_REQUEST_RENAMES.get(kind, kind) for kind in requests}
+    for kind in sorted(renamed | ({"generic"} if operations else set())):
         lines.append(f"    {kind}:")
         if kind == "generic":
-            lines += [f"      - {operation}" for operation in sorted(operations)]
+            lines += [f"      - {operation}" for operation in sorted({_operation(name) for name in operations})]
     return "\n".join(lines)

@@ -1,5 +1,6 @@
 """What to say about a configuration: its effective settings, warnings, and what it asks for in vain."""
 
+import re
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +11,7 @@ from signer.config.models import NitroSettings, Settings, Strict
 from signer.config.policies import compile_policy
 from signer.tezos.keys import PublicKey, PublicKeyHash
 
+_USER_INFO = re.compile("//[^/@]*@")  # of a URL
 _HIDDEN = "(set, not shown)"
 
 
@@ -75,6 +77,8 @@ def _plain(value: object) -> Any:
             if isinstance(value, NitroSettings):
                 fields["enclave_address"] = str(value.enclave)
                 del fields["enclave_cid"], fields["enclave_port"]
+            if isinstance(fields.get("address"), str):
+                fields["address"] = _USER_INFO.sub("//...@", fields["address"])
             if "jwt" in fields and fields["jwt"] is not None:
                 fields["jwt"] = _HIDDEN
             return fields

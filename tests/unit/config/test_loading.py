@@ -404,3 +404,65 @@ def test_the_base_directory(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     with pytest.raises(ConfigurationError, match="cannot create directory"):
         config.prepare_base_dir(config.load("", base_dir=str(tmp_path / "file" / "x"), environ={}))
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("base_dir: !!bool foo", "signatory.yaml:1: not a value of type bool"),
+        ("base_dir: !!timestamp foo", "signatory.yaml:1: not a value of type timestamp"),
+        ("\n? [a, b]\n: 1", "signatory.yaml:2: a key must be a text"),
+        ('base_dir: "/tmp/a\\0b"', "signatory.yaml:1: base_dir: a text must not hold a NUL character"),
+        (f"a: {'9' * 5000}", "signatory.yaml:1: not a value of type int"),
+        ("a: *hunter2hunter2", "signatory.yaml:1: found undefined alias '...'"),
+        ("server: {header_timeout: yes}", "signatory.yaml:1: server.header_timeout: expected a number"),
+    ],
+)
+def test_values_that_are_none(tmp_path: Path, text: str, expected: str) -> None:
+    """One line with its place, no trace, and nothing quoted that may be half of a secret."""
+    assert expected in faults(tmp_path, text)
+
+
+def test_anchors_that_multiply(tmp_path: Path) -> None:
+    text = "a0: &a0 [x, x, x, x, x, x, x, x, x, x]\n"
+    text += "".join(f"a{n}: &a{n} [{', '.join([f'*a{n - 1}'] * 10)}]\n" for n in range(1, 9))
+    assert "more than 100000 values, counting what anchors repeat" in faults(tmp_path, text)[0]
+
+
+def test_faults_beside_a_faulty_vault(tmp_path: Path) -> None:
+    text = """vaults:
+  n:
+    driver: nitro
+    confg: {}
+    config:
+      enclave_cid: much
+"""
+    assert faults(tmp_path, text) == [
+        "signatory.yaml:4: vaults.n.confg: unknown key; did you mean config?",
+        "signatory.yaml:5: vaults.n.config: (Nitro): missing encryption key id",
+        "signatory.yaml:6: vaults.n.config.enclave_cid: expected an integer",
+    ]
+
+
+def test_null_means_the_default_at_any_depth(tmp_path: Path) -> None:
+    found = nitro(tmp_path, "encryption_key_id: k\ncredentials: {session_token: , region: r}")
+    assert (found.credentials.region, found.credentials.session_token.get_secret_value()) == ("r", "")
+
+
+@pytest.mark.parametrize(("address", "good"), [("[::1]:5", True), ("[:::::]:5", False), ("[1.2.3.4]:5", False)])
+def test_bracketed_hosts_are_ipv6(tmp_path: Path, address: str, good: bool) -> None:
+    if good:
+        assert load(tmp_path, f"server: {{address: '{address}'}}").server.address == address
+    else:
+        assert "hostname_port" in faults(tmp_path, f"server: {{address: '{address}'}}")[0]
+
+
+def test_the_snippet_of_a_deprecation_earns_no_second_warning(tmp_path: Path) -> None:
+    settings = load(tmp_path, f"tezos: {{{TZ1}: {{allowed_operations: [endorsement, block]}}}}")
+    snippet = next(text for text in config.warnings(settings) if "deprecated" in text)
+    assert snippet.splitlines()[1:] == ["  allow:", "    attestation:", "    block:"]
+
+
+def test_a_password_in_a_url_is_not_shown(tmp_path: Path) -> None:
+    settings = load(tmp_path, "policy_hook: {address: 'http://u:hunter5@h/x'}")
+    assert "hunter5" not in config.effective(settings)
