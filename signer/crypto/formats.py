@@ -5,6 +5,7 @@ PKCS#8, and trims whitespace. No error text holds a byte of the secret.
 """
 
 import hashlib
+import re
 from collections.abc import Callable
 
 from cryptography.exceptions import UnsupportedAlgorithm
@@ -64,6 +65,9 @@ _SALT_LENGTH = 8  # bytes
 _ITERATIONS = 32768  # of PBKDF2-HMAC-SHA-512
 _NONCE = bytes(24)  # the salt makes the key unique, so the nonce may stay zero
 _DER_SEQUENCE = 0x30
+_DEK_INFO = re.compile(rb"^DEK-Info: *([A-Za-z0-9-]+),([0-9A-Fa-f]*)\r?$", re.MULTILINE)
+# Hexadecimal digits of the initialization vector; the library panics at others.
+_DEK_LENGTHS = {b"AES-128-CBC": 32, b"AES-192-CBC": 32, b"AES-256-CBC": 32, b"DES-EDE3-CBC": 16, b"DES-CBC": 16}
 _MAX_LENGTH = 64 * 1024  # bytes of a key in any form
 
 
@@ -136,11 +140,20 @@ def _decrypt(payload: bytes, passphrase: Passphrase) -> bytes:
 
 
 def _derive(passphrase: str, salt: bytes) -> bytes:
-    return hashlib.pbkdf2_hmac("sha512", passphrase.encode(), salt, _ITERATIONS, SecretBox.KEY_SIZE)
+    return hashlib.pbkdf2_hmac("sha512", _bytes(passphrase), salt, _ITERATIONS, SecretBox.KEY_SIZE)
+
+
+def _bytes(passphrase: str) -> bytes:
+    """A passphrase that came from a file or an argument need not be UTF-8."""
+    return passphrase.encode("utf-8", "surrogateescape")
 
 
 def _pem(text: bytes, passphrase: Passphrase) -> SecretKey:
-    encrypted = b"ENCRYPTED" in text
+    label, _, headers = text.partition(b"\n")
+    encrypted = b"ENCRYPTED" in label or headers.lstrip().startswith(b"Proc-Type:")
+    initialization = _DEK_INFO.search(text)
+    if initialization is not None and len(initialization[2]) != _DEK_LENGTHS.get(initialization[1].upper()):
+        raise UnknownFormatError("failed to decode PEM block: DEK-Info is damaged, or its cipher is not supported")
     return _foreign(
         lambda words: load_pem_private_key(text, words), passphrase, encrypted, "failed to decode PEM block"
     )
@@ -149,11 +162,11 @@ def _pem(text: bytes, passphrase: Passphrase) -> SecretKey:
 def _der(text: bytes, passphrase: Passphrase) -> SecretKey:
     try:
         return _foreign(lambda words: load_der_private_key(text, words), passphrase, False, "failed to decode DER")
-    except _PasswordMissing:
+    except _PasswordMissingError:
         return _foreign(lambda words: load_der_private_key(text, words), passphrase, True, "failed to decode DER")
 
 
-class _PasswordMissing(Exception):  # noqa: N818
+class _PasswordMissingError(Exception):
     """The library wants a password."""
 
 
@@ -164,9 +177,11 @@ def _foreign(
     if encrypted and words is None:
         raise PassphraseNeededError("the secret key is encrypted and no passphrase was given")
     try:
-        key = load(None if words is None else words.encode())
-    except TypeError:  # a password was needed and not given
-        raise _PasswordMissing from None
+        key = load(None if words is None else _bytes(words))
+    except TypeError:  # a password was needed and not given, or given and not needed; an empty one is none
+        if encrypted:
+            raise WrongPassphraseError("gotez: unable to decrypt the private key") from None
+        raise _PasswordMissingError from None
     except UnsupportedAlgorithm:
         raise InvalidKeyError("crypt: unsupported key type; accepted: Ed25519, secp256k1 and P-256") from None
     except ValueError:

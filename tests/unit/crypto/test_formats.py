@@ -144,3 +144,38 @@ def test_generated_keys_survive_every_text_form() -> None:
     for curve in Curve:
         key = generate_secret_key(curve)
         assert parse_secret_key(to_base58(key).encode(), never).public_key == key.public_key
+
+
+def protected(curve: Curve, passphrase: bytes, form: Encoding) -> bytes:
+    return private(curve).private_bytes(form, PrivateFormat.PKCS8, BestAvailableEncryption(passphrase))
+
+
+@pytest.mark.parametrize("form", [Encoding.PEM, Encoding.DER])
+def test_an_empty_passphrase_is_a_wrong_one(form: Encoding) -> None:
+    with pytest.raises(WrongPassphraseError):
+        parse_secret_key(protected(Curve.P256, b"x", form), lambda: "")
+
+
+def test_a_passphrase_that_is_not_utf_8() -> None:
+    key = parse_secret_key(protected(Curve.P256, b"\xff\xfe", Encoding.PEM), lambda: "\udcff\udcfe")
+    assert key.public_key == KEYS[Curve.P256].public_key
+
+
+def test_the_word_encrypted_behind_a_plain_key() -> None:
+    text = private(Curve.P256).private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption())
+    assert parse_secret_key(text + b"not ENCRYPTED\n", never).public_key == KEYS[Curve.P256].public_key
+
+
+@pytest.mark.parametrize("vector", ["00112233445566AA", "", "AES-256-CBC", "0" * 31])
+def test_a_damaged_initialization_vector(vector: str) -> None:
+    """The library would end the process with a panic."""
+    lines = ["-----BEGIN EC PRIVATE KEY-----", "Proc-Type: 4,ENCRYPTED", f"DEK-Info: AES-256-CBC,{vector}", ""]
+    lines += ["AAAA" * 16, "-----END EC PRIVATE KEY-----"]
+    with pytest.raises(CryptoError):
+        parse_secret_key("\n".join(lines).encode(), lambda: "x")
+
+
+def test_a_traditional_encrypted_pem() -> None:
+    key = private(Curve.P256)
+    text = key.private_bytes(Encoding.PEM, PrivateFormat.TraditionalOpenSSL, BestAvailableEncryption(b"x"))
+    assert parse_secret_key(text, lambda: "x").public_key == KEYS[Curve.P256].public_key
