@@ -5,6 +5,7 @@ wait for a request, its head from the first byte on (whoever sends a byte now an
 connection for ever), its body, and the sending of the answer.
 """
 
+import re
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -13,11 +14,15 @@ from typing import Protocol
 from urllib.parse import unquote
 
 import h11
+import structlog
 import trio
 
 from signer.http.values import ApiRequest, ApiResponse, error_response
 
+logger = structlog.get_logger(__name__)
+
 MAX_HEAD = 32 * 1024  # bytes of request line and headers; an authentication parameter alone can have 3.3 kB
+_QUOTED = re.compile(r"bytearray\(b(.*)\)")  # how h11 shows what it can't read
 _CHUNK = 65536  # bytes of one read
 _BREATH = 100  # events of one request's body between two looks at what else is to do
 _MAX_DISCARDED = 8 * 1024 * 1024  # bytes read from a client that was refused, so that it comes to read the answer
@@ -64,15 +69,24 @@ class Connection:
         self._idle = trio.CancelScope()  # around the wait for a request
         self._step = trio.CancelScope()  # around everything else; its deadline is that of the step being taken
         self._late = ""  # what a client hears whose time is up
+        self._method = b""  # of the request that is read or answered
         self._is_last = False
         self._peer = _peer(stream)
         self.idle_since: float | None = trio.current_time()  # None from the first byte of a request to its answer
+        self.waiting_since: float | None = self.idle_since  # for the client; None while it is answered
 
     def finish(self) -> None:
         """End after the request that has begun, at once if none has."""
         self._is_last = True
         if self.idle_since is not None:
             self._idle.cancel(reason="the connection is not needed any more")
+
+    def give_way(self) -> None:
+        """End now, unless a request is being answered: another client needs the place."""
+        self.finish()
+        if self.waiting_since is not None:
+            self._late = ""
+            self._step.cancel(reason="another client needs the place")
 
     async def serve(self) -> None:
         """Answer one request after the other until one side ends; an orderly end and a vanished peer just return."""
@@ -81,25 +95,28 @@ class Connection:
             with self._step:
                 await self._converse()
             if self._step.cancelled_caught and self._late:
-                refusal = error_response(408, self._late)
+                refusal = _RefusedError(408, self._late)
         except _RefusedError as exc:
-            refusal = error_response(exc.status, str(exc))
+            refusal = exc
         except h11.RemoteProtocolError as exc:
-            refusal = error_response(exc.error_status_hint, f"bad HTTP request: {exc}")
+            reason = _QUOTED.sub(lambda match: match[1], str(exc))
+            refusal = _RefusedError(exc.error_status_hint, f"bad HTTP request: {reason}")
         except (trio.BrokenResourceError, trio.ClosedResourceError):
             return
         if refusal is not None:
-            await self._refuse(refusal)
+            logger.warning("HTTP request refused", peer=self._peer, status=refusal.status, error=str(refusal))
+            await self._refuse(error_response(refusal.status, str(refusal)))
 
     async def _converse(self) -> None:
         while (head := await self._read_head()) is not None:
             body = await self._read_body(head)
             self._step.deadline = float("inf")  # whoever answers keeps time
+            self.waiting_since = None
             response = await self._api.respond(self._request(head, body))
-            await self._send(response, head.method)
+            await self._send(response)
             if self._http.our_state is not h11.DONE:
                 return  # the client, or `finish`, wanted this to be the last
-            self.idle_since = trio.current_time()
+            self.idle_since = self.waiting_since = trio.current_time()
             self._http.start_next_cycle()
 
     # -- reading
@@ -120,6 +137,14 @@ class Connection:
             return None
         if sum(len(name) + len(value) for name, value in event.headers) + len(event.target) > MAX_HEAD:
             raise _RefusedError(431, f"the request's head is larger than {MAX_HEAD} bytes")  # in one piece
+        if event.http_version not in (b"1.0", b"1.1"):
+            raise _RefusedError(505, "this server speaks HTTP/1.1")
+        names = {name for name, _ in event.headers}
+        if (
+            b"content-length" in names and b"transfer-encoding" in names
+        ):  # RFC 9112, 6.1: somebody may read it otherwise
+            raise _RefusedError(400, "bad HTTP request: both Content-Length and Transfer-Encoding")
+        self._method = event.method
         return event
 
     async def _wait(self) -> bytes | None:
@@ -162,7 +187,7 @@ class Connection:
 
     # -- answering
 
-    async def _send(self, response: ApiResponse, method: bytes = b"") -> None:
+    async def _send(self, response: ApiResponse) -> None:
         headers = [
             ("content-type", response.content_type),
             ("content-length", str(len(response.body))),
@@ -173,7 +198,7 @@ class Connection:
         if self._is_last:
             headers.append(("connection", "close"))
         data = self._encode(h11.Response(status_code=response.status, headers=headers))
-        if response.body and method != b"HEAD":
+        if response.body and self._method != b"HEAD":
             data += self._encode(h11.Data(data=response.body))
         data += self._encode(h11.EndOfMessage())
         self._allow(self._limits.body_timeout)

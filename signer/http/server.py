@@ -89,13 +89,16 @@ class _Server:
                 nursery.start_soon(self._serve, stream)
 
     async def _take_slot(self) -> None:
-        """A place for one more connection: the one idle longest makes room, or the next to be answered."""
+        """A place for one more connection: whoever lets us wait longest makes room, or the next to be answered.
+
+        First those that have no request at all, then those that send theirs slowly.
+        """
         try:
             self._slots.acquire_nowait()
         except trio.WouldBlock:
-            idle = [(since, number) for number, c in enumerate(self._open) if (since := c.idle_since) is not None]
-            if idle:
-                list(self._open)[min(idle)[1]].finish()
+            waiting = [c for c in self._open if c.waiting_since is not None]
+            if waiting:
+                min(waiting, key=lambda c: (c.idle_since is None, c.waiting_since)).give_way()
             await self._slots.acquire()
 
     def _crowded(self) -> bool:

@@ -149,7 +149,7 @@ async def serving(limits: Limits = LIMITS) -> AsyncIterator[Server]:
                 api.hold.set()
                 for client in server.clients:
                     client.stream.socket.close()
-    assert logged == []
+    assert [line for line in logged if line["log_level"] != "warning"] == [], "no refusal is an internal error"
 
 
 @pytest.fixture
@@ -538,6 +538,15 @@ async def test_connections_that_become_idle_make_room_for_one_that_waits(mock_cl
         assert seconds < 1
 
 
+@pytest.mark.usefixtures("sixteen_slots")
+async def test_clients_that_send_slowly_make_room(server: Server) -> None:
+    """Whoever fills every place with requests that don't end shuts nobody out."""
+    for number in range(40):
+        part = get("/", "Content-Length: 9", method="POST") if number % 2 else b"GET /"
+        await (await server.connect()).send(part)
+    assert (await (await server.connect()).ask(get())).status == 200
+
+
 # -- start and end
 
 
@@ -600,3 +609,31 @@ async def test_the_drain_does_not_wait_for_ever(mock_clock: MockClock) -> None:
         assert seconds == pytest.approx(20, abs=4 * STEP)
         await server.ended.wait()
         assert server.api.answered == 0
+
+
+async def test_a_refused_head_request_has_no_body(server: Server) -> None:
+    client = await server.connect()
+    await client.send(get("/", "Content-Length: 99999999", method="HEAD"))
+    assert (await client.reply(head=True)).status == 413
+    assert await client.end() == b""
+
+
+async def test_two_ways_to_tell_the_length_are_one_too_many(server: Server) -> None:
+    client = await server.connect()
+    head = get("/", "Content-Length: 5", "Transfer-Encoding: chunked", method="POST")
+    reply = await client.ask(head + b"0\r\n\r\n" + get("/smuggled"))
+    assert (reply.status, reply.error) == (400, "bad HTTP request: both Content-Length and Transfer-Encoding")
+    assert await client.end() == b""
+    assert not server.api.requests
+
+
+async def test_a_refusal_is_logged_in_one_line(server: Server) -> None:
+    client = await server.connect()
+    await client.ask(get("/", "Content-Length: 99999999", method="POST"))
+    (line,) = server.logged
+    assert (line["event"], line["status"], line["peer"]) == ("HTTP request refused", 413, "127.0.0.1")
+    assert "is larger than" in line["error"]
+
+
+async def test_another_version_of_http(server: Server) -> None:
+    assert (await (await server.connect()).ask(get().replace(b"HTTP/1.1", b"HTTP/2.0"))).status == 505
