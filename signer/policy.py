@@ -10,7 +10,7 @@ from signer.config import Settings, compile_policy
 from signer.errors import MalformedRequestError, RefusedError
 from signer.tezos.keys import Curve, PublicKeyHash
 from signer.tezos.kinds import RequestKind
-from signer.tezos.requests import Request
+from signer.tezos.requests import FIRST_BYTES, Request
 
 _BLS_FORMS = (40, 41)  # tags of consensus operations without a slot
 
@@ -54,6 +54,13 @@ def compile_policies(settings: Settings) -> Mapping[PublicKeyHash, KeyPolicy]:
             strict_forms=written.strict_forms,
         )
     return policies
+
+
+def check_first_byte(policy: KeyPolicy, message: bytes) -> None:
+    """Raise `RefusedError` where the first byte tells that the kind is not allowed: large bodies cost nothing then."""
+    kind = FIRST_BYTES.get(message[:1])
+    if kind is not None and kind not in policy.requests:
+        raise RefusedError(f"request kind `{kind}' is not allowed", rule="allow", violation=kind)
 
 
 def check_request(policy: KeyPolicy, pkh: PublicKeyHash, request: Request) -> None:

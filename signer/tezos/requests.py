@@ -47,6 +47,10 @@ _REFUSED_FIRST_BYTES = {
 }
 
 
+FIRST_BYTES = {bytes((_GENERIC,)): RequestKind.GENERIC, bytes((_PACK,)): RequestKind.PACK}
+"""The kinds without a bound on their length, which the first byte tells; the others say more in their tag."""
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Request:
     """A decoded request. Chain, level and round are there for the kinds that have a watermark."""
