@@ -1,6 +1,10 @@
 """`python -m signer` is the command `signer`."""
 
-from signer.cli import main
+import sys
 
 if __name__ == "__main__":
+    try:
+        from signer.cli import main
+    except KeyboardInterrupt:
+        sys.exit("Aborted.")
     main()

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import io
+import sys
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any, BinaryIO, TypeVar
 
 import click
 
@@ -12,6 +14,7 @@ if TYPE_CHECKING:
     from signer.config import Settings
 
 DEFAULT_CONFIG = "/etc/signatory.yaml"
+DEFAULT_LEVEL = "info"
 LEVELS = ["error", "warn", "warning", "info", "debug", "trace", "fatal", "panic"]
 
 F = TypeVar("F", bound=Callable[..., Any])
@@ -22,7 +25,7 @@ class Globals:
     """The global flags of section 7.1."""
 
     config: str = DEFAULT_CONFIG
-    log: str = "info"
+    log: str = ""  # empty: not given
     base_dir: str = ""
     json_log: bool = False
 
@@ -99,7 +102,7 @@ def configure_logs() -> None:
     from signer.observe import logs
 
     flags = click.get_current_context().ensure_object(Globals)
-    logs.configure(flags.log, json_lines=flags.json_log)
+    logs.configure(flags.log or DEFAULT_LEVEL, json_lines=flags.json_log)
 
 
 def load_settings(*, prepare: bool = True) -> Settings:
@@ -111,6 +114,11 @@ def load_settings(*, prepare: bool = True) -> Settings:
     if prepare:
         config.prepare_base_dir(settings)
     return settings
+
+
+def standard_input() -> BinaryIO:
+    """Standard input as bytes; an empty one where it is closed."""
+    return sys.stdin.buffer if sys.stdin is not None else io.BytesIO()
 
 
 def config_path() -> str:

@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 import sys
-from collections.abc import Awaitable, Callable, Iterator, Mapping
+from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import click
 
-from signer.cli.common import CliCommand, configure_logs, load_settings
+from signer.cli.common import CliCommand, configure_logs, load_settings, standard_input
 from signer.errors import ConfigurationError, SignerError
 
 if TYPE_CHECKING:
@@ -136,7 +137,11 @@ def _listed(settings: Settings, vault: Vault, keys: list[PublicKey]) -> list[Lis
 @click.argument("secrets", metavar="[SECRET-KEY]...", nargs=-1)
 @click.option("-v", "--vault", metavar="NAME", help="The vault that takes the keys. [required]")
 @click.option("--password", metavar="TEXT", help="Passphrase of encrypted keys; better give it at the prompt.")
-@click.option("--password-file", type=click.Path(exists=True, dir_okay=False, path_type=Path), help="File with it.")
+@click.option(
+    "--password-file",
+    type=click.Path(exists=True, dir_okay=False, path_type=Path),
+    help="File with the passphrase; a newline at its end doesn't count.",
+)
 @click.option("-f", "--from", "source", type=click.Path(path_type=Path), help="File with one key.")
 @click.option("-o", "--opt", "options", metavar="K:V[,K:V...]", multiple=True, help="Options of the vault.")
 def import_command(
@@ -148,8 +153,9 @@ def import_command(
     source: Path | None,
     options: tuple[str, ...],
 ) -> None:
-    """Bring secret keys into a vault: from --from, the arguments, standard input, or a prompt.
+    """Bring secret keys into a vault: from --from FILE, the arguments, standard input, or a prompt.
 
+    The first of these that is there is taken; --from holds one key, standard input one or several, one a line.
     Base58 (plain or encrypted), PEM and DER are read. Prints nothing on success but log lines.
     """
     configure_logs()
@@ -162,57 +168,63 @@ def import_command(
             "machine; use --from, --password-file, standard input or the prompt",
             err=True,
         )
-    texts = _read_secrets(secrets, source)
-    passphrase = _passphrase(password, password_file)
-    _with_vaults(lambda _settings, vaults: _import_all(_vault(vaults, name, "import"), texts, passphrase))
+    if secrets and source is not None:
+        raise click.UsageError("give the keys by --from or as arguments, not both")
+    keys = _parse_all(_read_secrets(secrets, source), _passphrase(password, password_file))
+    try:
+        _with_vaults(lambda _settings, vaults: _import_all(_vault(vaults, name, "import"), keys))
+    finally:
+        for key in keys:
+            key.wipe()
 
 
-async def _import_all(vault: Vault, texts: list[bytes], passphrase: Callable[[], str | None]) -> None:
+async def _import_all(vault: Vault, keys: list[SecretKey]) -> None:
     import structlog
 
     log = structlog.get_logger("signer.import")
     stored: list[str] = []
-    with _progress("importing", len(texts)) as advance:
-        for number, text in enumerate(texts, 1):
+    with _progress("importing", len(keys)) as advance:
+        for number, key in enumerate(keys, 1):
+            pkh = str(key.public_key.hash)
+            log.info("Requesting import operation", pkh=pkh, vault=vault.kind)
             try:
-                key = _parse(text, passphrase)
-                pkh = str(key.public_key.hash)
-                log.info("Requesting import operation", pkh=pkh, vault=vault.kind)
-                try:
-                    await vault.import_key(key)
-                finally:
-                    key.wipe()
+                await vault.import_key(key)
             except SignerError as exc:
                 done = f"; stored before it: {', '.join(stored)}" if stored else ""
-                raise ImportError_(
-                    f"key {number} of {len(texts)}: {exc}{done}" if len(texts) > 1 else str(exc)
-                ) from exc
+                raise ImportError_(f"{_which(number, keys)}{exc}{done}") from exc
             log.info("Successfully imported", pkh=pkh, vault=vault.kind)
             stored.append(pkh)
             advance()
 
 
-def _parse(text: bytes, passphrase: Callable[[], str | None]) -> SecretKey:
+def _parse_all(texts: list[bytes], passphrase: Callable[[], str | None]) -> list[SecretKey]:
+    """Every key, before the first is stored: a slip in the last one leaves nothing half done."""
     from signer.crypto import CryptoError
     from signer.crypto.formats import parse_secret_key
 
-    try:
-        return parse_secret_key(text, passphrase)
-    except CryptoError as exc:
-        raise ImportError_(str(exc)) from None
+    keys: list[SecretKey] = []
+    for number, text in enumerate(texts, 1):
+        try:
+            keys.append(parse_secret_key(text, passphrase))
+        except CryptoError as exc:
+            for key in keys:
+                key.wipe()
+            raise ImportError_(f"{_which(number, texts)}{exc}") from None
+    return keys
+
+
+def _which(number: int, keys: Sequence[object]) -> str:
+    return f"key {number} of {len(keys)}: " if len(keys) > 1 else ""
 
 
 def _read_secrets(arguments: tuple[str, ...], source: Path | None) -> list[bytes]:
     if source is not None:
-        try:
-            return [source.read_bytes()[:_MAX_INPUT]]
-        except OSError as exc:
-            raise ImportError_(f"cannot read {source}: {exc.strerror}") from exc
+        return [_read(source)]
     if arguments:
-        return [argument.encode() for argument in arguments]
-    if sys.stdin.isatty():
-        return [click.prompt("Enter the secret key", hide_input=True, prompt_suffix=": ").encode()]
-    data = sys.stdin.buffer.read(_MAX_INPUT)
+        return [os.fsencode(argument) for argument in arguments]
+    if _on_terminal():
+        return [os.fsencode(_prompt("Enter the secret key"))]
+    data = standard_input().read(_MAX_INPUT)
     if not data.strip():
         raise ImportError_("standard input holds no secret key")
     lines = data.split()
@@ -220,6 +232,26 @@ def _read_secrets(arguments: tuple[str, ...], source: Path | None) -> list[bytes
         re.fullmatch(rb"(unencrypted:|encrypted:)?[1-9A-HJ-NP-Za-km-z]{40,120}", line) for line in lines
     )
     return lines if one_a_line else [data]
+
+
+def _read(file: Path) -> bytes:
+    try:
+        return file.read_bytes()[:_MAX_INPUT]
+    except OSError as exc:
+        raise ImportError_(f"cannot read {file}: {exc.strerror}") from exc
+
+
+def _on_terminal() -> bool:
+    return sys.stdin is not None and sys.stdin.isatty()
+
+
+def _prompt(text: str) -> str:
+    """A line typed without echo."""
+    try:
+        typed: str = click.prompt(text, hide_input=True, prompt_suffix=": ")
+    except UnicodeDecodeError:
+        raise ImportError_("what was typed is not UTF-8") from None
+    return typed
 
 
 def _passphrase(password: str | None, file: Path | None) -> Callable[[], str | None]:
@@ -232,9 +264,9 @@ def _passphrase(password: str | None, file: Path | None) -> Callable[[], str | N
         if password:
             known.append(password)
         elif file is not None:
-            known.append(file.read_text().rstrip("\r\n"))
-        elif sys.stdin.isatty():
-            known.append(click.prompt("Enter the password", hide_input=True, prompt_suffix=": "))
+            known.append(os.fsdecode(_read(file)).rstrip("\r\n"))
+        elif _on_terminal():
+            known.append(_prompt("Enter the password"))
         return known[0] if known else None
 
     return ask
@@ -294,7 +326,9 @@ def parse_options(text: str) -> dict[str, str]:
     pairs: dict[str, str] = {}
     name: str | None = None
     current, quote, escaped = "", "", False
-    for character in text + ",":
+    for place, character in enumerate(text + ","):
+        if escaped and place == len(text):
+            break
         if escaped:
             current, escaped = current + character, False
         elif character == "\\":
@@ -312,7 +346,7 @@ def parse_options(text: str) -> dict[str, str]:
         else:
             current += character
     if quote or escaped:
-        raise click.UsageError(f"--opt {text}: a quote is not closed")
+        raise click.UsageError(f"--opt {text}: a quote is not closed, or a backslash has nothing to escape")
     return pairs
 
 

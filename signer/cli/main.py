@@ -4,12 +4,14 @@ Section 7 of the signer specification: command names, flags, texts and the listi
 loaded by the command that needs them, so that `--help` and `decode` answer at once.
 """
 
+import contextlib
+import os
 import sys
 
 import click
 
 from signer.cli import configuration, demo, keys, requests, serving, watermarks
-from signer.cli.common import CliGroup
+from signer.cli.common import CliCommand, CliGroup
 from signer.errors import SignerError
 from signer.process import forbid_core_dumps
 
@@ -51,6 +53,8 @@ def run(arguments: list[str]) -> int:
     try:
         forbid_core_dumps()
         result = cli.main(arguments, prog_name="signer", standalone_mode=False)
+    except click.exceptions.NoArgsIsHelpError as exc:
+        click.echo(exc.ctx.get_help())
     except click.UsageError as exc:
         usage = exc.ctx.get_usage() + "\n" if exc.ctx is not None else ""
         click.echo(f"Error: {exc.format_message()}\n{usage}", err=True, nl=False)
@@ -65,7 +69,10 @@ def run(arguments: list[str]) -> int:
         click.echo("Aborted.", err=True)
         return 1
     except BrokenPipeError:
-        return 1
+        return _without_output(1)
+    except OSError as exc:
+        click.echo(f"Error: {exc.strerror or exc}{f': {exc.filename}' if exc.filename else ''}", err=True)
+        return _without_output(1)
     except BaseExceptionGroup as group:
         expected, rest = group.split(SignerError)
         if rest is not None:
@@ -74,7 +81,49 @@ def run(arguments: list[str]) -> int:
         for error in _leaves(expected):
             click.echo(f"Error: {error}", err=True)
         return 1
-    return result if isinstance(result, int) else 0
+    except Exception as exc:
+        if "debug" in arguments:
+            raise
+        click.echo(
+            f"Error: internal error ({type(exc).__name__}); --log debug shows the trace, please report it", err=True
+        )
+        return 1
+    else:
+        return result if isinstance(result, int) else 0
+    return 0
+
+
+def _without_output(status: int) -> int:
+    """What couldn't be written is not tried again at the end of the process, which would add its own complaint."""
+    with contextlib.suppress(OSError):
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    return status
+
+
+@cli.command("help", cls=CliCommand)
+@click.argument("names", metavar="[COMMAND]...", nargs=-1)
+@click.pass_context
+def help_command(context: click.Context, names: tuple[str, ...]) -> None:
+    """Print the help of a command."""
+    command: click.Command = cli
+    inner = click.Context(cli, info_name="signer")
+    for name in names:
+        found = command.get_command(inner, name) if isinstance(command, click.Group) else None
+        if found is None:
+            raise click.UsageError(f"no such command: {' '.join(names)}", context)
+        command, inner = found, click.Context(found, info_name=name, parent=inner)
+    click.echo(command.get_help(inner))
+
+
+@cli.command(cls=CliCommand)
+@click.argument("shell", type=click.Choice(["bash", "zsh", "fish"]))
+def completion(shell: str) -> None:
+    """Print the completion script of a shell; for bash: source <(signer completion bash)."""
+    from click.shell_completion import get_completion_class
+
+    kind = get_completion_class(shell)
+    assert kind is not None
+    click.echo(kind(cli, {}, "signer", "_SIGNER_COMPLETE").source())
 
 
 def _leaves(group: BaseExceptionGroup[BaseException]) -> list[BaseException]:

@@ -1,14 +1,14 @@
 """What can be signed: `list-requests`, `list-ops`, `decode`."""
 
 import json
-import sys
 from collections.abc import Iterator
 
 import click
 
-from signer.cli.common import CliCommand
+from signer.cli.common import CliCommand, standard_input
 from signer.tezos.kinds import OPERATION_KINDS, REQUEST_KINDS
 
+_NOT_HEXADECIMAL = "not a hexadecimal text with an even number of digits"
 _MAX_LINE = 2 * 1024 * 1024 + 64  # characters of one request in hexadecimal
 
 
@@ -53,7 +53,7 @@ def decode(requests: tuple[str, ...], *, signing_version: int, strict: bool) -> 
         try:
             data = bytes.fromhex(_digits(text))
         except ValueError:
-            facts: dict[str, object] = {"error": "not a hexadecimal text with an even number of digits"}
+            facts: dict[str, object] = {"error": _NOT_HEXADECIMAL}
         else:
             facts = describe(data, version=signing_version)
         refused = refused or "error" in facts
@@ -69,8 +69,14 @@ def _digits(text: str) -> str:
 
 
 def _lines() -> Iterator[str]:
-    while line := sys.stdin.readline(_MAX_LINE):
-        yield line
+    """The lines of standard input; of one that is too long, enough to be refused."""
+    stdin = standard_input()
+    while line := stdin.readline(_MAX_LINE):
+        if len(line) == _MAX_LINE and not line.endswith(b"\n"):
+            while (rest := stdin.readline(_MAX_LINE)) and not rest.endswith(b"\n"):
+                pass
+            line = b"too long"
+        yield line.decode("ascii", "replace")
 
 
 COMMANDS = (list_requests, list_ops, decode)

@@ -84,7 +84,10 @@ def list_command(*, as_json: bool) -> None:
 @click.argument("level", type=int)
 @click.argument("round_", metavar="[ROUND]", type=int, default=0)
 def set_command(pkh: PublicKeyHash, chain: str, slot: str, level: int, round_: int) -> None:
-    """Raise a mark: from then on nothing at or below LEVEL and ROUND is signed."""
+    """Raise a mark: from then on nothing at or below LEVEL and ROUND is signed.
+
+    PKH is the key's address (tz1...), CHAIN the chain's id (Net...); ROUND is 0 if left out.
+    """
     from signer.watermark import admin
 
     admin.set_mark(_base_dir(), MarkKey(chain, pkh, Slot(slot)), level, round_)

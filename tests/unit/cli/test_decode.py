@@ -121,3 +121,10 @@ def test_a_tree_nested_deep_is_read_or_refused_without_a_trace() -> None:
     tree = "".join(f"02{5 * inside:08x}" for inside in reversed(range(100_000)))
     (answer,) = decoded(stdin=f"05{tree}\n")
     assert answer.get("request_kind") == "pack" or "at offset" in answer["error"]
+
+
+def test_a_line_that_is_too_long_is_one_refusal() -> None:
+    stdin = b"00" * 3_000_000 + b"\n" + b"03\n" + b"00" * 3_000_000
+    lines = [json.loads(line) for line in call("decode", stdin=stdin).out.splitlines()]
+    assert ["error" in line for line in lines] == [True] * 3
+    assert lines[0] == lines[2] != lines[1]

@@ -38,6 +38,9 @@ class Outcome:
     err: str
 
 
+SEED = "edsk4FTF78Qf1m2rykGpHqostAiq5gYW4YZEoGUSWBTJr2njsDHSnd"  # of the vectors of section 6
+
+
 def call(*arguments: str, stdin: str | bytes = b"", env: Mapping[str, str | None] | None = None) -> Outcome:
     """Run the program in this process, without what it does to a whole process: logging, core dumps."""
     runner = CliRunner(env={**CLEAN, **(env or {})})
@@ -96,12 +99,14 @@ def test_every_command_explains_itself(path: tuple[str, ...]) -> None:
 
 def test_the_commands_of_the_issue() -> None:
     names = "serve import generate list list-requests list-ops version decode config watermark demo prove-possession"
-    assert set(program.cli.commands) == set(names.split())
+    assert set(program.cli.commands) == {"help", "completion", *names.split()}
 
 
 @pytest.mark.parametrize("name", ["list", "import", "generate", "prove-possession"])
 def test_v_means_vault_everywhere(tmp_path: Path, name: str) -> None:
-    argument = {"prove-possession": (TZ1,), "import": ("--from", __file__)}.get(name, ())
+    secret = tmp_path / "secret"
+    secret.write_text(SEED)
+    argument = {"prove-possession": (TZ1,), "import": ("--from", str(secret))}.get(name, ())
     common = ("-c", "", "--base-dir", str(tmp_path), *argument)
     done = call(name, "-v", "nowhere", *common)
     assert done.status == 1
@@ -230,3 +235,24 @@ def test_aliases_hide_no_command() -> None:
     assert isinstance(group, CliGroup)
     assert group.get_command(click.Context(group), "v") is group.commands["version"]
     assert "v" not in group.commands
+
+
+def test_help_of_a_command() -> None:
+    assert call("help", "watermark", "set") == call("watermark", "set", "--help")
+    assert call("help") == call("--help")
+    assert call("help", "nope").err.startswith("Error: no such command: nope\n")
+
+
+def test_a_group_alone_explains_itself() -> None:
+    assert call("config") == call("config", "--help")
+    assert call().status == 0
+
+
+def test_a_script_for_the_shell() -> None:
+    assert "_SIGNER_COMPLETE" in call("completion", "bash").out
+
+
+@pytest.mark.parametrize("text", ["a:b\\", "a:'b", "a", ":b", "a:b,,"])
+def test_options_that_are_none(text: str) -> None:
+    with pytest.raises(click.UsageError):
+        parse_options(text)
