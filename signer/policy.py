@@ -57,7 +57,7 @@ def compile_policies(settings: Settings) -> Mapping[PublicKeyHash, KeyPolicy]:
 
 
 def check_first_byte(policy: KeyPolicy, message: bytes) -> None:
-    """Raise `RefusedError` where the first byte tells that the kind is not allowed: large bodies cost nothing then."""
+    """Raise `RefusedError` where the first byte tells that the kind is not allowed; spares decoding a large body."""
     kind = FIRST_BYTES.get(message[:1])
     if kind is not None and kind not in policy.requests:
         raise RefusedError(f"request kind `{kind}' is not allowed", rule="allow", violation=kind)

@@ -175,10 +175,10 @@ class Signing:
         policy = self._policy(pkh)
         if policy.log_payloads:
             log.raw = message
-        check_first_byte(policy, message)
         if len(message) <= _LARGE:
             request = decode(message, version=version)
         else:  # a microsecond a byte, during which nobody else would be served
+            check_first_byte(policy, message)
             request = await trio.to_thread.run_sync(partial(decode, message, version=version))
         log.request = request
         if version == 0 and pkh.curve is Curve.BLS12_381:
