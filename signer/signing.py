@@ -247,8 +247,10 @@ class Signing:
         mark = MarkKey(order.request.chain_id, order.pkh, slot)
         signature, stored = await self._sign_and_mark(order, mark)
         if stored is not None:
-            earlier = Signature.from_base58(stored)
-            if await self._verifier.verify(order.key.public_key, order.message, earlier, order.version):
+            earlier = _parse_stored(stored, order)
+            if earlier is not None and await self._verifier.verify(
+                order.key.public_key, order.message, earlier, order.version
+            ):
                 flight.replayed = True
                 return earlier
         if signature is None:
@@ -300,12 +302,15 @@ class Signing:
 
     async def _ask_vault(self, order: _Order) -> Signature:
         began = trio.current_time()
+        if self._is_alone and order.pkh.curve is Curve.BLS12_381:
+            assert self._nursery is not None
+            self._nursery.start_soon(_expect, order)
         try:
             signature = await order.vault.sign(order.pkh, order.message, version=order.version)
         except SignerError as exc:
             self._metrics.vault_error(order.vault.kind, str(exc.status), order.request.chain_id or "")
             raise
-        if not await self._verifier.verify(order.key.public_key, order.message, signature, order.version):
+        if not await self._verifies(order, signature):
             self._metrics.vault_error(order.vault.kind, "n/a", order.request.chain_id or "")
             raise SignatureMismatchError(_mismatch_text("signature", order.pkh, order.vault))
         self._metrics.vault_signed(
@@ -316,6 +321,17 @@ class Signing:
             trio.current_time() - began,
         )
         return signature
+
+    @property
+    def _is_alone(self) -> bool:
+        """Whether one flight is all there is: nobody to share a verification with."""
+        return len(self._flights) == 1
+
+    async def _verifies(self, order: _Order, signature: Signature) -> bool:
+        key = order.key.public_key
+        if self._is_alone or key.curve is not Curve.BLS12_381:
+            return crypto.verify(key, order.message, signature, version=order.version)
+        return await self._verifier.verify(key, order.message, signature, order.version)
 
     # -- the account of it
 
@@ -342,8 +358,14 @@ class Signing:
         log.failure(exc)
 
 
+async def _expect(order: _Order) -> None:
+    """Prepare for the signature of a lone request while the vault makes it."""
+    await trio.lowlevel.checkpoint()  # the call to the vault goes out first
+    crypto.expect(order.key.public_key, order.message, version=order.version)
+
+
 class _Verifier:
-    """Verifies signatures; those of BLS in batches, since one alone costs about a millisecond and a half.
+    """Verifies BLS signatures in batches, since one alone costs more than a millisecond.
 
     What arrives while a batch is being verified forms the next one, so that a lone request waits for nobody.
     """
@@ -365,8 +387,6 @@ class _Verifier:
                 await trio.lowlevel.checkpoint()
 
     async def verify(self, key: PublicKey, message: bytes, signature: Signature, version: int) -> bool:
-        if key.curve is not Curve.BLS12_381:
-            return crypto.verify(key, message, signature, version=version)
         check = _Check(key, message, signature, version)
         self._waiting.append(check)
         self._wakeup.set()
@@ -442,6 +462,17 @@ async def verified_possession(vault: Vault, key: VaultKey, over: PublicKey | Non
     if not crypto.verify_possession(key.public_key, proof, over=over):
         raise SignatureMismatchError(_mismatch_text("proof of possession", pkh, vault))
     return proof
+
+
+def _parse_stored(text: str, order: _Order) -> Signature | None:
+    """A signature as the store has it; None for a damaged one, which is no reason to miss the slot."""
+    try:
+        return Signature.from_base58(text)
+    except TezosError as exc:
+        logger.warning(
+            "the signature stored beside the mark is damaged, it is made anew", pkh=str(order.pkh), error=str(exc)
+        )
+        return None
 
 
 def _count(operations: Sequence[str]) -> dict[str, int]:
