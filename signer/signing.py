@@ -188,28 +188,47 @@ class Signing:
         check_request(policy, pkh, request)
         return _Order(key, pkh, vault, message, digest_of(message), version, request)
 
-    def _find(self, pkh: PublicKeyHash) -> tuple[Vault, VaultKey] | None:
+    def _permitted_vaults(self, pkh: PublicKeyHash) -> Sequence[Vault]:
+        """The vaults that may be used for the key, in the order of the configuration."""
         policy = self._policies.get(pkh)
-        for vault in self._vaults:
-            if policy is not None and policy.vault is not None and vault.name != policy.vault:
-                continue
+        if policy is None or policy.vault is None:
+            return self._vaults
+        return [vault for vault in self._vaults if vault.name == policy.vault]
+
+    def _find(self, pkh: PublicKeyHash) -> tuple[Vault, VaultKey] | None:
+        """The first vault with the key; one that is away only where no other has it."""
+        away = None
+        for vault in self._permitted_vaults(pkh):
             key = vault.keys().get(pkh)
-            if key is not None:
+            if key is not None and vault.ready:
                 return vault, key
-        return None
+            if key is not None and away is None:
+                away = vault, key
+        return away
 
     async def _lookup(self, pkh: PublicKeyHash) -> tuple[Vault, VaultKey]:
         found = self._find(pkh)
         if found is None:
-            for vault in self._vaults:  # a key that another process has just stored
+            for vault in self._permitted_vaults(pkh):  # a key that another process has just stored
                 await vault.refresh()
             found = self._find(pkh)
         if found is not None:
             return found
-        away = [f"{vault.name}: {health.detail}" for vault in self._vaults if not (health := vault.health()).ready]
-        if away and pkh in self._policies:  # it may well be there: the client should ask again
-            raise UnavailableError(f"no vault can use {pkh} now ({'; '.join(away)})")
+        reasons = self._reasons_to_wait(pkh)
+        if reasons and pkh in self._policies:  # it may well be there: the client should ask again
+            raise UnavailableError(f"no vault can use {pkh} now ({'; '.join(reasons)})")
         raise KeyNotFoundError("this key not found in any vault")
+
+    def _reasons_to_wait(self, pkh: PublicKeyHash) -> Sequence[str]:
+        """Why a key that no vault serves may be there all the same: its blob is refused, or a vault is away."""
+        reasons = []
+        for vault in self._permitted_vaults(pkh):
+            health = vault.health()
+            if str(pkh) in health.skipped:
+                reasons.append(f"{vault.name}: {health.skipped[str(pkh)]}")
+            elif not health.ready:
+                reasons.append(f"{vault.name}: {health.detail}")
+        return reasons
 
     # -- the flight
 
