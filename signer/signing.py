@@ -108,7 +108,10 @@ class Signing:
             self._nursery = nursery
             nursery.start_soon(self._verifier.run)
             task_status.started()
-            await trio.sleep_forever()
+            try:
+                await trio.sleep_forever()
+            finally:
+                self._nursery = None  # it takes no flights any more
 
     async def drain(self) -> None:
         """Return when no flight is left; the deadline is the caller's."""
@@ -236,7 +239,7 @@ class Signing:
         flight = self._flights.get(order.identity)
         if flight is None:
             if self._nursery is None:
-                raise RuntimeError("Signing.run() is not running")
+                raise UnavailableError("the signer is shutting down; ask again")
             flight = self._flights[order.identity] = _Flight()
             self._nursery.start_soon(self._fly, order, flight)
         return flight
@@ -267,9 +270,7 @@ class Signing:
         signature, stored = await self._sign_and_mark(order, mark)
         if stored is not None:
             earlier = _parse_stored(stored, order)
-            if earlier is not None and await self._verifier.verify(
-                order.key.public_key, order.message, earlier, order.version
-            ):
+            if earlier is not None and await self._verifies(order, earlier):
                 flight.replayed = True
                 return earlier
         if signature is None:
