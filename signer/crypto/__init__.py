@@ -33,6 +33,7 @@ __all__ = [
     "UnsupportedError",
     "WrongPassphraseError",
     "check_public_key",
+    "expect",
     "generate_secret_key",
     "load_secret_key",
     "verify",
@@ -100,6 +101,12 @@ def verify(key: PublicKey, message: bytes, signature: Signature, *, version: int
     if signature.curve not in (None, key.curve):
         return False
     return _VERIFY_DIGEST[key.curve](key.data, digest_of(message), signature.data)
+
+
+def expect(key: PublicKey, message: bytes, *, version: int = LATEST_VERSION) -> None:
+    """Prepare for `verify` of a signature that is still being made; helps for BLS only, and never raises."""
+    if key.curve is Curve.BLS12_381:
+        bls.expect(key.data, message, version)
 
 
 def verify_many(checks: Sequence[tuple[PublicKey, bytes, Signature, int]]) -> list[bool]:

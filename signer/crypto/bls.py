@@ -107,6 +107,15 @@ def check_public_key(key: bytes) -> None:
         raise InvalidKeyError("the BLS public key is not a point of the group") from exc
 
 
+def expect(key: bytes, message: bytes, version: int) -> None:
+    """Do the half of a verification that needs no signature; never raises. What is no key or version is left alone."""
+    try:
+        domain, hashed = _scheme(version, key, message)
+        _left_side(key, hashed, domain)
+    except (UnsupportedError, ValueError):
+        return
+
+
 def verify_possession(key: bytes, proof: bytes, subject: bytes) -> bool:
     """Whether *proof* is *key*'s signature over *subject* (48 bytes) under the proof's domain tag."""
     try:
@@ -152,7 +161,7 @@ def _scheme(version: int, key: bytes, message: bytes) -> tuple[bytes, bytes]:
 
 def _verify_one(check: _Prepared) -> bool:
     """e(key, H(message)) = e(generator, signature)."""
-    expected = miller_loop(_public_point(check.key), _hash(check.message, check.domain))
+    expected = _left_side(check.key, check.message, check.domain)
     return bool(final_verify(expected, miller_loop(_GENERATOR, check.signature)))
 
 
@@ -218,6 +227,11 @@ def _signature_point(signature: bytes) -> BlstP2Element:
     if len(signature) != _SIGNATURE_LENGTH or signature[0] & _INFINITY:
         raise ValueError("not a signature")
     return BlstP2Element().uncompress(signature)  # checks curve and subgroup
+
+
+@lru_cache(maxsize=64)  # of `expect`, until the signature is there
+def _left_side(key: bytes, message: bytes, domain: bytes) -> BlstFP12Element:
+    return miller_loop(_public_point(key), _hash(message, domain))
 
 
 @lru_cache(maxsize=256)  # messages; many keys sign the same bytes within a second

@@ -112,3 +112,23 @@ def test_py_ecc_agrees(message: bytes) -> None:
     assert G2MessageAugmentation.Sign(scalar, message) == key.sign(message, version=1).data
     assert G2ProofOfPossession.PopProve(scalar) == key.prove_possession().data
     assert G2Basic.KeyGen(b"\7" * 32) == int.from_bytes(bls.derive_scalar(b"\7" * 32), "big")
+
+
+def test_expecting_a_signature_changes_no_verdict() -> None:
+    key = crypto.generate_secret_key(Curve.BLS12_381)
+    for version in (1, 2):
+        crypto.expect(key.public_key, b"message", version=version)
+        signature = key.sign(b"message", version=version)
+        assert crypto.verify(key.public_key, b"message", signature, version=version)
+        assert not crypto.verify(key.public_key, b"massage", signature, version=version)
+        assert not crypto.verify(key.public_key, b"message", signature, version=3 - version)
+        assert not crypto.verify(
+            crypto.generate_secret_key(Curve.BLS12_381).public_key, b"message", signature, version=version
+        )
+
+
+def test_expecting_what_cannot_come_is_no_error() -> None:
+    key = crypto.generate_secret_key(Curve.BLS12_381).public_key
+    crypto.expect(key, b"message", version=0)
+    crypto.expect(PublicKey(Curve.BLS12_381, bytes(48)), b"message")
+    crypto.expect(crypto.generate_secret_key(Curve.P256).public_key, b"message")
