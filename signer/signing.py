@@ -67,9 +67,11 @@ class _Order:
 class _Flight:
     """One order on its way, and everybody who waits for it."""
 
-    __slots__ = ("done", "error", "replayed", "signature")
+    __slots__ = ("callers", "done", "error", "log", "replayed", "signature")
 
-    def __init__(self) -> None:
+    def __init__(self, log: "_RequestLog") -> None:
+        self.log = log  # of the caller who set it off
+        self.callers = 0  # who wait now
         self.done = trio.Event()
         self.signature: Signature | None = None
         self.error: Exception | None = None
@@ -142,8 +144,12 @@ class Signing:
         log = _RequestLog(pkh=pkh, caller=caller, began=began)
         try:
             order = await self._check(pkh, message, version, log)
-            flight = self._depart(order)
-            await flight.done.wait()
+            flight = self._depart(order, log)
+            flight.callers += 1
+            try:
+                await flight.done.wait()
+            finally:
+                flight.callers -= 1
             if flight.error is not None:
                 raise flight.error
         except (SignerError, TezosError) as exc:
@@ -235,12 +241,12 @@ class Signing:
 
     # -- the flight
 
-    def _depart(self, order: _Order) -> _Flight:
+    def _depart(self, order: _Order, log: "_RequestLog") -> _Flight:
         flight = self._flights.get(order.identity)
         if flight is None:
             if self._nursery is None:
                 raise UnavailableError("the signer is shutting down; ask again")
-            flight = self._flights[order.identity] = _Flight()
+            flight = self._flights[order.identity] = _Flight(log)
             self._nursery.start_soon(self._fly, order, flight)
         return flight
 
@@ -259,6 +265,8 @@ class Signing:
         finally:
             del self._flights[order.identity]
             flight.done.set()
+            if not flight.callers:
+                flight.log.abandoned(flight.error)
 
     async def _signature(self, order: _Order, flight: _Flight) -> Signature:
         slot = SLOT_OF_KIND.get(order.request.kind)
@@ -456,6 +464,14 @@ class _RequestLog:
             facts["standing_level"], facts["standing_round"] = exc.standing.level, exc.standing.round
         outcome = "failed" if isinstance(exc, WatermarkStoreError) or _status(exc) >= 500 else "refused"
         logger.error(f"Error signing request: {exc}", outcome=outcome, status=_status(exc), **facts)
+
+    def abandoned(self, exc: Exception | None) -> None:
+        """Nobody waits for the outcome any more; what moved a mark leaves its line all the same."""
+        assert self.request is not None
+        if exc is None:
+            logger.info(f"Signed {self.request.kind}, but its caller has gone", outcome="signed", **self._fields())
+        else:
+            logger.error(f"Error signing request: {exc}; its caller has gone", outcome="failed", **self._fields())
 
     def _fields(self) -> dict[str, object]:
         facts: dict[str, object] = {"request_id": self.caller.request_id, "pkh": str(self.pkh)}
