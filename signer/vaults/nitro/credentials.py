@@ -63,7 +63,10 @@ def _from_chain(access_key_id: str, secret_access_key: str, session_token: str, 
         if found is None:
             return Credentials("", "", None, region or "")
         frozen = found.get_frozen_credentials()
-    except botocore.exceptions.BotoCoreError as exc:
+    except (
+        botocore.exceptions.BotoCoreError,
+        botocore.exceptions.ClientError,
+    ) as exc:  # the latter is no BotoCoreError
         raise CredentialsError(f"(Nitro): missing credentials: {exc}") from exc
     return Credentials(frozen.access_key or "", frozen.secret_key or "", frozen.token or None, region or "")
 

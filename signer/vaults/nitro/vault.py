@@ -197,6 +197,8 @@ class NitroVault:
             return f"(Nitro): dial {self._address}: no answer within {self._timeouts.connect:g} s"
         except OSError as exc:
             return f"(Nitro): dial {self._address}: {exc.strerror or exc}"
+        except (trio.BrokenResourceError, trio.ClosedResourceError) as exc:  # reset within a hybrid handshake
+            return f"(Nitro): dial {self._address}: connection lost: {exc.__cause__ or type(exc).__name__}"
         except SignerError as exc:
             return str(exc)
         session = Session(stream, timeout=self._timeouts.exchange)
@@ -224,6 +226,9 @@ class NitroVault:
                     announce()
             except RemoteError as exc:
                 failure = f"(Nitro): RPC Error: {exc}"
+                nursery.cancel_scope.cancel(reason=failure)
+            except FrameError as exc:
+                failure = f"(Nitro): Initialize: {exc}"
                 nursery.cancel_scope.cancel(reason=failure)
             except SessionLostError as exc:
                 failure = str(exc)
