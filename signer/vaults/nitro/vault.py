@@ -137,12 +137,9 @@ class NitroVault:
             raise VaultError(f"(Nitro): {secret.public_key.hash} is in the vault already")
         raw = secret.secret_bytes()
         try:
-            created = await self._create(ImportUnencrypted(secret.curve, bytes(raw)))
+            return await self._create(ImportUnencrypted(secret.curve, bytes(raw)), expected=secret.public_key)
         finally:
             raw[:] = bytes(len(raw))
-        if created != secret.public_key:
-            raise VaultError(f"(Nitro): the enclave returned {created} for the key of {secret.public_key}")
-        return created
 
     async def generate(self, curve: Curve) -> PublicKey:
         return await self._create(GenerateAndImport(curve))
@@ -302,8 +299,10 @@ class NitroVault:
         self._keys[public_key.hash] = VaultKey(public_key)
         self._notify()
 
-    async def _create(self, call: ImportUnencrypted | GenerateAndImport) -> PublicKey:
-        """A new key: stored durably before it counts as one."""
+    async def _create(
+        self, call: ImportUnencrypted | GenerateAndImport, *, expected: PublicKey | None = None
+    ) -> PublicKey:
+        """A new key: checked before it is stored, stored durably before it counts as one."""
         with trio.move_on_after(self._timeouts.wait):
             while not self.ready:
                 await self._changed.wait()
@@ -318,10 +317,7 @@ class NitroVault:
             raise self._unavailable(str(exc)) from exc
         assert isinstance(created, Created)
         assert created.handle is not None
-        try:
-            crypto.check_public_key(created.public_key)
-        except crypto.InvalidKeyError as exc:
-            raise VaultError(f"(Nitro): malformed public key RPC response: {exc}") from exc
+        _check_created(call.curve, created.public_key, expected)
         await trio.to_thread.run_sync(self._storage.append, created.public_key.hash, created.encrypted_private_key)
         self._serve(epoch, created.public_key, created.handle)
         return created.public_key
@@ -370,3 +366,15 @@ class NitroVault:
         if not isinstance(result, Signature) or result.curve is not key.curve:
             raise VaultError("(Nitro): malformed signature RPC response: the signature is of another curve")
         return result
+
+
+def _check_created(curve: Curve, created: PublicKey, expected: PublicKey | None) -> None:
+    """Raise `VaultError` unless the enclave made the key that it was asked for."""
+    if expected is not None and created != expected:
+        raise VaultError(f"(Nitro): the enclave returned {created} for the key of {expected}; nothing was stored")
+    if created.curve is not curve:
+        raise VaultError(f"(Nitro): the enclave made the key {created}, which is of another curve; nothing was stored")
+    try:
+        crypto.check_public_key(created)
+    except crypto.InvalidKeyError as exc:
+        raise VaultError(f"(Nitro): malformed public key RPC response: {exc}; nothing was stored") from exc
