@@ -45,6 +45,7 @@ FIRST_DELAY = 0.05  # seconds before the first new try: an enclave that only res
 MAX_DELAY = 2.0  # seconds; below the 3.6 s in which the Octez client retries
 STABLE_AFTER = 10.0  # seconds that a link must have been up for the delay to start over
 WATCH_INTERVAL = 1.0  # seconds between two looks at the key file
+RETRY_SKIPPED = 5.0  # seconds before blobs are tried again of which none could be opened: KMS may have been away
 
 Connect = Callable[[Address], Awaitable[trio.abc.Stream]]
 
@@ -94,8 +95,11 @@ class NitroVault:
         self._timeouts = timeouts or Timeouts()
         self._keys: dict[PublicKeyHash, VaultKey] = {}
         self._skipped: dict[str, str] = {}
+        self._lost: set[str] = set()  # addresses in use that the key file has no more
         self._stored: list[StoredKey] = []
         self._stamp: FileStamp | bool = False  # False: never read
+        self._imported = False  # whether all of _stored was tried in this epoch
+        self._retry_at = 0.0  # Trio's clock
         self._epoch: _Epoch | None = None
         self._loaded = False  # whether all blobs of this epoch were tried
         self._changed = trio.Event()
@@ -108,20 +112,24 @@ class NitroVault:
 
     @property
     def ready(self) -> bool:
+        return self._linked and self._loaded
+
+    @property
+    def _linked(self) -> bool:
         return self._epoch is not None and self._epoch.session.alive
 
     def keys(self) -> Mapping[PublicKeyHash, VaultKey]:
         return self._keys
 
     def health(self) -> VaultHealth:
-        if not self.ready:
+        if not self._linked:
             detail = f"enclave at {self._address}: {self._failure}"
         elif not self._loaded:
             detail = "importing keys"
         else:
             detail = f"connected to {self._address}, {len(self._keys)} key(s)"
-        ready = self.ready and self._loaded and bool(self._keys or not self._skipped)
-        return VaultHealth(ready, detail, len(self._keys) if self.ready else 0, dict(self._skipped))
+        usable = len(self._epoch.handles) if self._epoch is not None and self._linked else 0
+        return VaultHealth(self.ready and bool(usable or not self._skipped), detail, usable, dict(self._skipped))
 
     async def sign(self, key: PublicKeyHash, message: bytes, *, version: int) -> Signature:
         wire_version = version if version in (0, 1, 2) else 255
@@ -148,7 +156,8 @@ class NitroVault:
         """Read the key file if another process changed it, and import what is new."""
         async with self._refreshing:
             epoch = self._epoch
-            if await self._storage_changed() and epoch is not None and epoch.session.alive:
+            await self._follow_storage()
+            if epoch is not None and epoch.session.alive and (not self._imported or self._worth_a_retry(epoch)):
                 await self._import_all(epoch)
 
     async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
@@ -214,11 +223,14 @@ class NitroVault:
                 )
                 epoch = self._epoch = _Epoch(session)
                 self._restarts += 1
+                self._notify()
                 async with self._refreshing:
-                    await self._storage_changed()
+                    await self._follow_storage()
                     await self._import_all(epoch)
                 if session.alive:
                     self._loaded = True
+                    self._keys = {pkh: key for pkh, key in self._keys.items() if pkh in epoch.handles}
+                    self._notify()
                     logger.info("the enclave link is up", vault_name=self.name, keys=len(self._keys))
                     announce()
             except RemoteError as exc:
@@ -244,30 +256,53 @@ class NitroVault:
 
     async def _read_storage(self) -> None:
         stamp = await trio.to_thread.run_sync(self._storage.stamp)
-        self._stored = await trio.to_thread.run_sync(self._storage.load)
-        self._stamp = stamp
+        found = await trio.to_thread.run_sync(self._storage.load)
+        self._stored = [*found, *self._vanished(found)]
+        self._stamp, self._imported = stamp, False
+        listed = {stored.public_key_hash for stored in self._stored}
+        self._skipped = {address: why for address, why in self._skipped.items() if address in listed}
 
-    async def _storage_changed(self) -> bool:
+    def _vanished(self, found: list[StoredKey]) -> list[StoredKey]:
+        """The entries of keys in use that the file has lost: an emptied file must not cost the next slot."""
+        listed = {stored.public_key_hash for stored in found}
+        served = {str(pkh) for pkh in self._keys}
+        lost = [one for one in self._stored if one.public_key_hash in served - listed]
+        known, self._lost = self._lost, {one.public_key_hash for one in lost}
+        if self._lost - known:
+            logger.error(
+                "keys in use are gone from the key file; they serve until this process ends, and not after that",
+                vault_name=self.name,
+                file=str(self._storage.path),
+                keys=[one.public_key_hash for one in lost],
+            )
+        return lost
+
+    async def _follow_storage(self) -> None:
         """Read the key file if it is another than the one read before; a damaged one leaves the keys known."""
         try:
             if await trio.to_thread.run_sync(self._storage.stamp) == self._stamp:
-                return False
+                return
             await self._read_storage()
         except StorageError as exc:
             if str(exc) != self._storage_failure:
                 logger.error("going on with the keys known", vault_name=self.name, error=str(exc))
             self._storage_failure = str(exc)
-            return False
+            return
         self._storage_failure = ""
-        return True
 
     async def _import_all(self, epoch: _Epoch) -> None:
         """Import every stored blob that has no handle yet, all on the wire at once."""
         async with trio.open_nursery() as nursery:
             for stored in self._stored:
                 nursery.start_soon(self._import_one, epoch, stored)
+        self._retry_at = trio.current_time() + RETRY_SKIPPED
+        self._imported = True  # not reached by a caller that went away on the way: the next one goes on
         order = {stored.public_key_hash: index for index, stored in enumerate(self._stored)}
         self._keys = dict(sorted(self._keys.items(), key=lambda item: order.get(str(item[0]), len(order))))
+
+    def _worth_a_retry(self, epoch: _Epoch) -> bool:
+        """Only while no key serves: an import that hangs in KMS holds up the signatures behind it."""
+        return not epoch.handles and bool(self._skipped) and trio.current_time() >= self._retry_at
 
     async def _import_one(self, epoch: _Epoch, stored: StoredKey) -> None:
         try:
@@ -282,6 +317,8 @@ class NitroVault:
         except SessionLostError:
             return  # the next epoch tries again
         except (RemoteError, TezosError, VaultError, crypto.InvalidKeyError, FrameError) as exc:
+            if any(str(served) == stored.public_key_hash for served in epoch.handles):
+                return  # a second entry of the same key, which another one serves
             if self._skipped.get(stored.public_key_hash) != str(exc):
                 logger.error(
                     "key skipped: its blob cannot be used",
@@ -291,7 +328,8 @@ class NitroVault:
                 )
             self._skipped[stored.public_key_hash] = str(exc)
             return
-        self._skipped.pop(stored.public_key_hash, None)
+        if self._skipped.pop(stored.public_key_hash, None) is not None:
+            logger.info("a key that was skipped can be used", vault_name=self.name, pkh=stored.public_key_hash)
         self._serve(epoch, result.public_key, result.handle)
 
     def _serve(self, epoch: _Epoch, public_key: PublicKey, handle: int) -> None:
@@ -304,7 +342,7 @@ class NitroVault:
     ) -> PublicKey:
         """A new key: checked before it is stored, stored durably before it counts as one."""
         with trio.move_on_after(self._timeouts.wait):
-            while not self.ready:
+            while not self._linked:
                 await self._changed.wait()
         epoch = self._epoch
         if epoch is None or not epoch.session.alive:
@@ -349,8 +387,8 @@ class NitroVault:
                 if handle is not None:
                     return epoch, handle
                 if self._loaded:
-                    if key in self._keys:
-                        raise self._unavailable(self._skipped.get(str(key), "the key was not imported"))
+                    if str(key) in self._skipped:
+                        raise self._unavailable(self._skipped[str(key)])
                     raise KeyNotFoundError("this key not found in any vault")
             with trio.move_on_at(deadline) as limit:
                 await self._changed.wait()
