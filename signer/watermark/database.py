@@ -3,12 +3,16 @@
 WAL with `synchronous=FULL`: a commit returns when the mark is on the disk. Whoever checks and sets does so inside one
 `BEGIN IMMEDIATE`, reading the row from the database and never from a cache, so that two processes on one file can't
 both advance from the same mark.
+
+A new database appears under its name whole, or not at all. So an empty file, and a WAL without its database, are what
+is left of marks that are gone, and never the beginning of new ones.
 """
 
 import os
 import sqlite3
+import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager, suppress
 from pathlib import Path
 
 from signer.files import give_to_owner_of, sync_directory
@@ -47,20 +51,28 @@ class Database:
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        self._connection, self.created = _open(path)
-        self._inode = path.stat().st_ino
+        self._connection = _open(path)
+        self._synced = True  # what the connection is set to
+        self._suspect = False  # whether the disk has failed, and nothing was brought to it since
+        try:
+            self._files = _identities(path)
+        except OSError as exc:
+            self._connection.close()
+            raise store_error(path, exc) from exc
 
     def close(self) -> None:
         self._connection.close()
 
     @contextmanager
-    def transaction(self) -> Iterator[None]:
+    def transaction(self, *, synced: bool = True) -> Iterator[None]:
         """A write transaction: committed and durable at the end, rolled back on any error.
 
+        Without *synced* it survives the end of the process but not a power failure: for signatures, not for marks.
         Raises `WatermarkStoreError` with what to do for everything that SQLite can meet.
         """
         self._check_in_place()
         try:
+            self._set_synced(synced)
             self._connection.execute("BEGIN IMMEDIATE")
             try:
                 yield
@@ -70,19 +82,31 @@ class Database:
                     self._connection.execute("ROLLBACK")
                 raise
         except sqlite3.Error as exc:
+            self._suspect |= (getattr(exc, "sqlite_errorname", None) or "").startswith("SQLITE_IOERR")
             raise store_error(self.path, exc) from exc
 
-    @contextmanager
-    def unsynced(self) -> Iterator[None]:
-        """Commits inside survive the end of the process, not a power failure: for signatures, not for marks."""
-        try:
-            self._connection.execute("PRAGMA synchronous=OFF")
-            try:
-                yield
-            finally:
-                self._connection.execute("PRAGMA synchronous=FULL")
-        except sqlite3.Error as exc:
-            raise store_error(self.path, exc) from exc
+    def _set_synced(self, synced: bool) -> None:
+        """Set the connection for one transaction, before it begins: one that can't be set is not begun.
+
+        NORMAL, never OFF, where the commit needn't be synced: with OFF a checkpoint that falls into it would start the
+        WAL over while the marks that stood there, synced and signed, are not on the disk in the database yet.
+        """
+        if synced != self._synced or self._suspect:
+            self._connection.execute(f"PRAGMA synchronous={'FULL' if synced else 'NORMAL'}")
+            self._synced = synced
+        if self._suspect:
+            self._bring_to_disk()
+
+    def _bring_to_disk(self) -> None:
+        """After an I/O error: write what the WAL holds to the database, sync it, and start the WAL over.
+
+        The kernel reports pages that it could not write once, and then takes them for written. They might be frames
+        that precede the next commit in the WAL, and without them that commit would be lost as well.
+        """
+        (busy, _, _) = self._connection.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchone()
+        if busy:
+            raise sqlite3.OperationalError("the disk has failed, and another process keeps the WAL in use")
+        self._suspect = False
 
     def get(self, key: MarkKey) -> Mark | None:
         row = self._connection.execute(_SELECT, _identity(key)).fetchone()
@@ -122,76 +146,109 @@ class Database:
         self._connection.execute("INSERT OR REPLACE INTO taken_over VALUES (?, ?, ?)", (source, marks, fingerprint))
 
     def _check_in_place(self) -> None:
-        """A file that was moved away or replaced is written to no more: its marks would not count."""
-        try:
-            inode = os.stat(self.path).st_ino  # noqa: PTH116  # on the way of every signature
-        except OSError as exc:
-            raise WatermarkStoreError(
-                f"the watermark database {self.path} is gone: {exc.strerror}. Nothing is signed; put it back and "
-                "restart the signer"
-            ) from exc
-        if inode != self._inode:
-            raise WatermarkStoreError(
-                f"the watermark database {self.path} was replaced by another file. Nothing is signed; restart the "
-                "signer if the new file is meant to count"
-            )
+        """Files that were moved away or replaced are written to no more: their marks would not count."""
+        for name, identity, size in self._files:
+            try:
+                found = os.stat(name)  # noqa: PTH116  # on the way of every signature
+            except OSError as exc:
+                raise WatermarkStoreError(
+                    f"the watermark database's file {name} is gone: {exc.strerror}. Nothing is signed; put it back, or "
+                    "stop the signer without killing it (it then saves what it holds), and start it again"
+                ) from exc
+            if (found.st_dev, found.st_ino) != identity:
+                raise WatermarkStoreError(
+                    f"the watermark database's file {name} was replaced by another file. Nothing is signed; restart "
+                    "the signer if the new file is meant to count"
+                )
+            if found.st_size < size:
+                raise _damaged(self.path, "it was cut short while in use")
+
+
+def _identities(path: Path) -> list[tuple[str, tuple[int, int], int]]:
+    """Name, device and inode, and least size of each file that an open database consists of.
+
+    Without its `-wal` the commits, without its `-shm` the locks are where no other process finds them.
+    """
+    real = os.path.realpath(path)  # SQLite puts the others beside what a symbolic link points to
+    files = []
+    for name in (str(path), f"{real}-wal", f"{real}-shm"):
+        found = os.stat(name)  # noqa: PTH116
+        files.append((name, (found.st_dev, found.st_ino), found.st_size if name == str(path) else 0))
+    return files
 
 
 def _identity(key: MarkKey) -> tuple[str, str, str]:
     return key.chain_id, str(key.public_key_hash), key.slot.value
 
 
-def _open(path: Path) -> tuple[sqlite3.Connection, bool]:
-    created = not path.exists()
+def _open(path: Path) -> sqlite3.Connection:
     try:
-        if created:
-            _create_file(path)
+        if not path.exists():
+            _create(path)
+        if path.stat().st_size == 0:
+            raise _damaged(path, "it is empty")
         connection = sqlite3.connect(path, timeout=BUSY_TIMEOUT, isolation_level=None, check_same_thread=False)
     except (OSError, sqlite3.Error) as exc:
         raise store_error(path, exc) from exc
     try:
-        created = _prepare(connection, path)
+        _prepare(connection, path)
     except sqlite3.Error as exc:
         connection.close()
         raise store_error(path, exc) from exc
     except BaseException:
         connection.close()
         raise
-    return connection, created
+    return connection
 
 
-def _create_file(path: Path) -> None:
-    """An empty file with mode 0600 whose directory entry is on the disk."""
-    descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o600)
+def _create(path: Path) -> None:
+    """A database without marks, mode 0600, whose content and directory entry are on the disk."""
+    wal = path.with_name(f"{path.name}-wal")
+    if wal.exists() and wal.stat().st_size:
+        raise _damaged(path, f"it is gone, but {wal} is there, which may hold its last marks")
+    descriptor, name = tempfile.mkstemp(prefix=path.name, dir=path.parent)
+    temporary = Path(name)
     try:
-        give_to_owner_of(path.parent, descriptor)
+        try:
+            give_to_owner_of(path.parent, descriptor)
+        finally:
+            os.close(descriptor)
+        with closing(sqlite3.connect(temporary, isolation_level=None)) as connection:
+            _write_schema(connection)
+        with suppress(FileExistsError):  # another process was first, and its file counts
+            path.hardlink_to(temporary)
     finally:
-        os.close(descriptor)
+        for suffix in ("", "-wal", "-shm"):  # SQLite leaves its own where the disk is full
+            Path(f"{name}{suffix}").unlink(missing_ok=True)
     sync_directory(path.parent)
 
 
-def _prepare(connection: sqlite3.Connection, path: Path) -> bool:
-    """Settings, schema and checks; returns whether the database is new."""
+def _write_schema(connection: sqlite3.Connection) -> None:
     connection.execute("PRAGMA journal_mode=WAL")
+    connection.execute("PRAGMA synchronous=FULL")
+    connection.execute("BEGIN IMMEDIATE")
+    for statement in _SCHEMA.strip().split(";\n"):
+        connection.execute(statement)
+    connection.execute(f"PRAGMA application_id={_APPLICATION_ID}")
+    connection.execute(f"PRAGMA user_version={_SCHEMA_VERSION}")
+    connection.execute("COMMIT")
+
+
+def _prepare(connection: sqlite3.Connection, path: Path) -> None:
+    """Settings, schema and checks."""
+    (mode,) = connection.execute("PRAGMA journal_mode=WAL").fetchone()
+    if mode != "wal":
+        raise WatermarkStoreError(f"{path}: this file system can't keep a WAL; set a base_dir on a local disk")
     connection.execute("PRAGMA synchronous=FULL")
     connection.execute(f"PRAGMA wal_autocheckpoint={_AUTO_CHECKPOINT}")
     connection.execute("BEGIN IMMEDIATE")
     (application,) = connection.execute("PRAGMA application_id").fetchone()
     (version,) = connection.execute("PRAGMA user_version").fetchone()
-    (tables,) = connection.execute("SELECT count(*) FROM sqlite_master").fetchone()
-    is_new = application == 0 and version == 0 and tables == 0
-    if is_new:
-        for statement in _SCHEMA.strip().split(";\n"):
-            connection.execute(statement)
-        connection.execute(f"PRAGMA application_id={_APPLICATION_ID}")
-        connection.execute(f"PRAGMA user_version={_SCHEMA_VERSION}")
-    elif application == _APPLICATION_ID and version in _UPGRADES:
+    if application == _APPLICATION_ID and version in _UPGRADES:
         connection.execute(_UPGRADES[version])
         version = _SCHEMA_VERSION
         connection.execute(f"PRAGMA user_version={version}")
     connection.execute("COMMIT")
-    if is_new:
-        return True
     if application != _APPLICATION_ID:
         raise WatermarkStoreError(f"{path} is a database of another program; move it away or set another base_dir")
     if version != _SCHEMA_VERSION:
@@ -202,7 +259,6 @@ def _prepare(connection: sqlite3.Connection, path: Path) -> bool:
         (verdict,) = connection.execute("PRAGMA quick_check(1)").fetchone()
         if verdict != "ok":
             raise _damaged(path, verdict)
-    return False
 
 
 def store_error(path: Path, exc: Exception) -> WatermarkStoreError:

@@ -32,7 +32,7 @@ class MemoryWatermarks:
         else:
             if isinstance(decision, Replay):
                 advance.stored = decision.signature
-            elif decision.moves:
+            else:
                 self._marks[key] = Mark(level, round, digest)
         advance.settle()
         return advance

@@ -12,9 +12,10 @@ from signer.watermark.interface import MAX_LEVEL, Mark, MarkKey, WatermarkRefuse
 
 @dataclass(frozen=True, slots=True)
 class Accept:
-    """The mark moves to the request, or stays where the request already stands without a signature."""
+    """The mark is to be set to the request and made durable before a signature leaves.
 
-    moves: bool
+    It may stand there already, without a signature: whoever set it may have been killed before it was on the disk.
+    """
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,9 +35,9 @@ def check_range(level: int, round: int) -> None:
 def decide(key: MarkKey, standing: Mark | None, level: int, round: int, digest: bytes) -> Accept | Replay:
     """What to do with a request for *key* while *standing* is its mark; raises `WatermarkRefusedError`."""
     if standing is None or (level, round) > (standing.level, standing.round):
-        return Accept(moves=True)
+        return Accept()
     if (level, round) == (standing.level, standing.round) and standing.digest == digest:
-        return Replay(standing.signature) if standing.signature is not None else Accept(moves=False)
+        return Replay(standing.signature) if standing.signature is not None else Accept()
     raise _refusal(key, standing, level, round)
 
 

@@ -10,6 +10,7 @@ import queue
 import threading
 import time
 from collections.abc import Callable
+from contextlib import closing
 from pathlib import Path
 from typing import Protocol
 
@@ -110,17 +111,17 @@ class SqliteWatermarks:
     def _write(self, database: Database) -> None:
         signatures: list[_Signature] = []  # not stored yet
         open_ = True
-        while open_:
-            pending, arrived, open_ = self._take(_SIGNATURE_DELAY if signatures else None)
-            signatures += arrived
-            if pending:
-                self._commit(database, pending, signatures)
-                self._settle(pending)
-                signatures = []
-            elif signatures and (not arrived or not open_):
-                self._store(database, signatures)
-                signatures = []
-        database.close()
+        with closing(database):
+            while open_:
+                pending, arrived, open_ = self._take(_SIGNATURE_DELAY if signatures else None)
+                signatures += arrived
+                if pending:
+                    self._commit(database, pending, signatures)
+                    self._settle(pending)
+                    signatures = []
+                elif signatures and (not arrived or not open_):
+                    self._store(database, signatures)
+                    signatures = []
 
     def _take(self, timeout: float | None) -> tuple[list[Advance], list[_Signature], bool]:
         """Wait at most *timeout* seconds for something to do, then take all there is; False when the store closes."""
@@ -148,23 +149,32 @@ class SqliteWatermarks:
                     _check_and_set(database, one)
         except WatermarkStoreError as exc:
             failure = exc
-        except Exception as exc:  # a bug in the thread must not leave callers waiting, nor let a signature out
+        except Exception as exc:  # a bug must not end the thread and leave callers waiting, nor let a signature out
             logger.exception("internal error in the watermark store")
             failure = WatermarkStoreError(f"internal error in the watermark store: {exc!r}; nothing is signed")
         if failure is not None:
             for one in pending:
                 one.error = failure
-        if self._observer is not None:
-            error = None if failure is None else type(failure.__cause__ or failure).__name__
-            self._observer.watermark_io("write", time.perf_counter() - began, error)
+        self._observe(time.perf_counter() - began, failure)
+
+    def _observe(self, seconds: float, failure: WatermarkStoreError | None) -> None:
+        if self._observer is None:
+            return
+        error = None if failure is None else type(failure.__cause__ or failure).__name__
+        try:
+            self._observer.watermark_io("write", seconds, error)
+        except Exception:  # the marks stand, and whoever waits for them must hear of it
+            logger.exception("internal error in the metrics of the watermark store")
 
     def _store(self, database: Database, signatures: list[_Signature]) -> None:
         try:
-            with database.unsynced(), database.transaction():
+            with database.transaction(synced=False):
                 for signature in signatures:
                     database.remember(signature.key, signature.digest, signature.text)
         except WatermarkStoreError as exc:  # no harm: the same bytes are signed again
             logger.warning("signatures were not stored beside their marks", error=str(exc))
+        except Exception:  # as in _commit
+            logger.exception("internal error in the watermark store")
 
     def _settle(self, pending: list[Advance]) -> None:
         def wake() -> None:
@@ -189,7 +199,5 @@ def _check_and_set(database: Database, pending: Advance) -> None:
     match decision:
         case Replay(signature):
             pending.stored = signature
-        case Accept(moves=True):
+        case Accept():  # also where the mark stands there already: written, it is this commit that makes it durable
             database.put(pending.key, Mark(pending.level, pending.round, pending.digest))
-        case Accept():
-            pass

@@ -18,15 +18,15 @@ A, B = b"a" * 32, b"b" * 32
 def test_only_what_is_higher_moves_the_mark(level: int, round_: int, new_level: int, new_round: int) -> None:
     standing = Mark(level, round_, A)
     if (new_level, new_round) > (level, round_):
-        assert decide(KEY, standing, new_level, new_round, B) == Accept(moves=True)
+        assert decide(KEY, standing, new_level, new_round, B) == Accept()
     else:
         with pytest.raises(WatermarkRefusedError):
             decide(KEY, standing, new_level, new_round, B)
 
 
 def test_the_same_bytes() -> None:
-    assert decide(KEY, None, 0, 0, A) == Accept(moves=True)
-    assert decide(KEY, Mark(5, 1, A), 5, 1, A) == Accept(moves=False)
+    assert decide(KEY, None, 0, 0, A) == Accept()
+    assert decide(KEY, Mark(5, 1, A), 5, 1, A) == Accept()
     assert decide(KEY, Mark(5, 1, A, "sig"), 5, 1, A) == Replay("sig")
     with pytest.raises(WatermarkRefusedError):
         decide(KEY, Mark(5, 1, A, "sig"), 5, 0, A)

@@ -1,10 +1,12 @@
 """The stores as callers see them: durability, replays, batches, cancellation, failures."""
 
+import os
 import sqlite3
 import stat
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager, suppress
 from pathlib import Path
+from typing import Any
 
 import pytest
 import trio
@@ -22,7 +24,7 @@ from signer.watermark.interface import (
     WatermarkStoreError,
 )
 from signer.watermark.memory import MemoryWatermarks
-from signer.watermark.sqlite import SqliteWatermarks
+from signer.watermark.sqlite import SqliteWatermarks, _Signature
 
 PKH = PublicKeyHash(Curve.ED25519, bytes(20))
 KEY = MarkKey("NetXdQprcVkpaWU", PKH, Slot.BLOCK)
@@ -140,7 +142,11 @@ async def test_a_cancelled_waiter_leaves_a_store_that_works(tmp_path: Path) -> N
 
 @pytest.mark.parametrize(
     ("content", "text"),
-    [(b"junk" * 2000, "is damaged"), (b"SQLite format 3\0" + bytes(84), "damaged|malformed|not a database")],
+    [
+        (b"", "is damaged: it is empty"),
+        (b"junk" * 2000, "is damaged"),
+        (b"SQLite format 3\0" + bytes(84), "damaged|malformed|not a database"),
+    ],
 )
 async def test_a_damaged_file_is_kept(tmp_path: Path, content: bytes, text: str) -> None:
     path = tmp_path / FILE_NAME
@@ -194,10 +200,19 @@ def test_a_transaction_is_all_or_nothing(tmp_path: Path) -> None:
     assert database.all() == [(KEY, Mark(1, 1, A))]
     with pytest.raises(WatermarkStoreError), database.transaction():
         database.put(KEY, Mark(-1, 1, A))  # the schema itself refuses what is no level
-    (synchronous,) = database._connection.execute("PRAGMA synchronous").fetchone()
-    with database.unsynced(), database.transaction():
-        database.remember(KEY, A, "sig")
-    assert database._connection.execute("PRAGMA synchronous").fetchone() == (synchronous,) == (2,)
+    database.close()
+
+
+def test_no_commit_costs_an_earlier_one_its_durability(tmp_path: Path) -> None:
+    """Level 0 (OFF) would let a checkpoint start the WAL over before the database is on the disk."""
+    database = Database(tmp_path / FILE_NAME)
+    levels = []
+    for synced in (True, False, False, True):
+        with database.transaction(synced=synced):
+            database.put(KEY, Mark(1, 1, A))
+            database.remember(KEY, A, "sig")
+            levels += database._connection.execute("PRAGMA synchronous").fetchone()
+    assert levels == [2, 1, 1, 2]
     assert database.get(KEY) == Mark(1, 1, A, "sig")
     database.close()
 
@@ -215,3 +230,196 @@ async def test_the_observer_hears_of_writes(tmp_path: Path) -> None:
         with pytest.raises(WatermarkStoreError, match="is gone"):
             await advance(store, 2)
     assert heard == [("write", True, None), ("write", True, "FileNotFoundError")]
+
+
+async def test_an_observer_that_fails_holds_nobody_up(tmp_path: Path) -> None:
+    class Observer:
+        def watermark_io(self, operation: str, seconds: float, error: str | None) -> None:
+            raise ZeroDivisionError
+
+    async with opened(SqliteWatermarks(tmp_path / FILE_NAME, observer=Observer())) as store:
+        with trio.fail_after(5):
+            for level in range(3):
+                assert await advance(store, level) is None
+
+
+async def test_a_bug_ends_neither_the_thread_nor_lets_a_signature_out(tmp_path: Path) -> None:
+    """Below the types: what no caller of today hands in."""
+    bad: Any = None
+    store = SqliteWatermarks(tmp_path / FILE_NAME)
+    database = Database(tmp_path / FILE_NAME)
+    store._store(database, [_Signature(bad, A, "sig")])
+    with database.transaction():
+        database.put(KEY, Mark(1, 0, A))
+    database.close()
+    async with opened(store):
+        with trio.fail_after(5):
+            with pytest.raises(WatermarkStoreError, match="internal error"):
+                await advance(store, 2, key=bad)
+            assert await advance(store, 2) is None
+
+
+async def test_a_batch_that_fails_leaves_nobody_waiting(tmp_path: Path) -> None:
+    """Of the refused, the replayed and the accepted in one batch, nobody gets anything while the disk is away."""
+    path = tmp_path / FILE_NAME
+    errors: list[WatermarkStoreError] = []
+    async with opened(SqliteWatermarks(path)) as store:
+        await advance(store, 5)
+        store.remember(KEY, A, "sig")
+        assert await advance(store, 5) == "sig"
+        (tmp_path / f"{FILE_NAME}-wal").rename(tmp_path / "away")
+
+        async def one(level: int, digest: bytes) -> None:
+            with pytest.raises(WatermarkStoreError, match="-wal is gone") as caught:
+                await advance(store, level, digest)
+            errors.append(caught.value)
+
+        with trio.fail_after(5):
+            async with trio.open_nursery() as nursery:
+                for level, digest in ((5, B), (5, A), (6, A), (7, A), (4, A)):
+                    nursery.start_soon(one, level, digest)
+        (tmp_path / "away").rename(tmp_path / f"{FILE_NAME}-wal")
+        assert await advance(store, 6) is None
+    assert len(errors) == 5
+
+
+async def test_a_batch_of_accepted_and_refused(tmp_path: Path) -> None:
+    """A refusal in a transaction takes nothing from the others in it."""
+    others = [MarkKey(KEY.chain_id, PublicKeyHash(Curve.P256, bytes([n]) * 20), Slot.BLOCK) for n in range(20)]
+    async with opened(SqliteWatermarks(tmp_path / FILE_NAME)) as store:
+        await advance(store, 5)
+        batch = [store.advance(key, 1, 0, A, on_settled=lambda _: None) for key in others[:10]]
+        refused = store.advance(KEY, 5, 0, B, on_settled=lambda _: None)
+        batch += [store.advance(key, 1, 0, A, on_settled=lambda _: None) for key in others[10:]]
+        for mark in batch:
+            assert await mark.wait() is None
+        with pytest.raises(WatermarkRefusedError):
+            await refused.wait()
+    database = Database(tmp_path / FILE_NAME)
+    assert dict(database.all()) == {key: Mark(1, 0, A) for key in others} | {KEY: Mark(5, 0, A)}
+    database.close()
+
+
+async def test_a_mark_that_stands_is_made_durable_again(tmp_path: Path) -> None:
+    """Whoever set it may have been killed before the sync: the same bytes get no signature without one of their own."""
+    wal = tmp_path / f"{FILE_NAME}-wal"
+    async with opened(SqliteWatermarks(tmp_path / FILE_NAME)) as store:
+        await advance(store, 5)
+        before = wal.stat().st_size
+        assert await advance(store, 5) is None
+        assert wal.stat().st_size > before
+
+
+@pytest.mark.parametrize("suffix", ["", "-wal", "-shm"])
+def test_each_file_of_the_database_is_watched(tmp_path: Path, suffix: str) -> None:
+    """Marks in a WAL without a name die with the process; without the shared memory no lock keeps another one out."""
+    database = Database(tmp_path / FILE_NAME)
+    with database.transaction():
+        database.put(KEY, Mark(1, 0, A))
+    path = tmp_path / f"{FILE_NAME}{suffix}"
+    path.rename(tmp_path / "away")
+    with pytest.raises(WatermarkStoreError, match=f"{FILE_NAME}{suffix} is gone"), database.transaction():
+        pytest.fail("begun")
+    path.write_bytes(b"another")
+    with pytest.raises(WatermarkStoreError, match=f"{FILE_NAME}{suffix} was replaced"), database.transaction():
+        pytest.fail("begun")
+    (tmp_path / "away").replace(path)
+    with database.transaction():
+        database.put(KEY, Mark(2, 0, A))
+    database.close()
+
+
+def test_a_deleted_wal_is_saved_by_an_orderly_stop(tmp_path: Path) -> None:
+    database = Database(tmp_path / FILE_NAME)
+    with database.transaction():
+        database.put(KEY, Mark(1, 0, A))
+    (tmp_path / f"{FILE_NAME}-wal").unlink()
+    database.close()
+    database = Database(tmp_path / FILE_NAME)
+    assert database.get(KEY) == Mark(1, 0, A)
+    database.close()
+
+
+def test_a_database_behind_a_symbolic_link(tmp_path: Path) -> None:
+    (tmp_path / "disk").mkdir()
+    Database(tmp_path / "disk" / "marks").close()
+    (tmp_path / FILE_NAME).symlink_to(tmp_path / "disk" / "marks")
+    database = Database(tmp_path / FILE_NAME)
+    with database.transaction():
+        database.put(KEY, Mark(1, 0, A))
+    database.close()
+    (tmp_path / "disk" / "marks").unlink()
+    with pytest.raises(WatermarkStoreError, match="nothing is signed"):
+        Database(tmp_path / FILE_NAME)
+
+
+def test_a_database_cut_short_while_in_use(tmp_path: Path) -> None:
+    path = tmp_path / FILE_NAME
+    Database(path).close()
+    database = Database(path)
+    os.truncate(path, 4096)
+    with pytest.raises(WatermarkStoreError, match="cut short while in use"), database.transaction():
+        pytest.fail("begun")
+    database.close()
+
+
+def test_a_wal_without_its_database_is_not_thrown_away(tmp_path: Path) -> None:
+    """SQLite deletes the WAL of a database that it creates: the marks in it would be gone."""
+    path, wal = tmp_path / FILE_NAME, tmp_path / f"{FILE_NAME}-wal"
+    database = Database(path)
+    with database.transaction():
+        database.put(KEY, Mark(1, 0, A))
+    content = wal.read_bytes()
+    database.close()
+    path.unlink()
+    wal.write_bytes(content)
+    with pytest.raises(WatermarkStoreError, match="is gone, but .*-wal is there"):
+        Database(path)
+    assert wal.read_bytes() == content
+    assert not path.exists()
+
+
+async def test_two_first_starts_at_once(tmp_path: Path) -> None:
+    """One database comes of it, and no other file stays behind."""
+    path = tmp_path / FILE_NAME
+    async with opened_twice(path) as (first, second):
+        assert await advance(first, 5) is None
+        with pytest.raises(WatermarkRefusedError):
+            await advance(second, 5, B)
+    assert {file.name for file in tmp_path.iterdir()} <= {FILE_NAME, f"{FILE_NAME}-wal", f"{FILE_NAME}-shm"}
+
+
+@asynccontextmanager
+async def opened_twice(path: Path) -> AsyncIterator[tuple[WatermarkStore, WatermarkStore]]:
+    stores = SqliteWatermarks(path), SqliteWatermarks(path)
+    async with trio.open_nursery() as nursery:
+        async with trio.open_nursery() as starting:
+            for store in stores:
+                starting.start_soon(nursery.start, store.run)
+        yield stores
+        nursery.cancel_scope.cancel()
+
+
+def test_after_an_io_error_everything_is_brought_to_the_disk_first(tmp_path: Path) -> None:
+    wal = tmp_path / f"{FILE_NAME}-wal"
+    database = Database(tmp_path / FILE_NAME)
+    for level in range(5):
+        with database.transaction():
+            database.put(KEY, Mark(level, 0, A))
+    before = wal.stat().st_size
+    error = sqlite3.OperationalError("disk I/O error")
+    error.sqlite_errorname = "SQLITE_IOERR_FSYNC"
+    with pytest.raises(WatermarkStoreError, match="look at the disk"), database.transaction():
+        raise error
+    reader = sqlite3.connect(tmp_path / FILE_NAME, isolation_level=None)
+    reader.execute("BEGIN")
+    assert reader.execute("SELECT level FROM mark").fetchall() == [(4,)]
+    database._connection.execute("PRAGMA busy_timeout=0")
+    with pytest.raises(WatermarkStoreError, match="disk has failed"), database.transaction():
+        pytest.fail("begun")
+    reader.close()
+    with database.transaction():
+        database.put(KEY, Mark(7, 0, A))
+    assert wal.stat().st_size < before
+    assert database.get(KEY) == Mark(7, 0, A)
+    database.close()
