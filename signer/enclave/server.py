@@ -1,5 +1,6 @@
 """Serves sessions over streams: one task a connection, frames in order, a fault never touches another session."""
 
+import errno
 import sys
 from collections.abc import Awaitable, Callable
 
@@ -12,6 +13,9 @@ MAX_SESSIONS = 64
 _CHUNK = 65536  # bytes of one read
 _DRAIN = 2.0  # seconds for the calls that run when the program is told to stop
 _SEND_TIMEOUT = 30.0  # seconds for one reply: a host that does not read keeps a session's keys in memory
+
+_ACCEPT_PAUSE = 0.1  # seconds before the next try when the system lacks something
+_LACKING = {errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.ENOBUFS}
 
 Greet = Callable[[trio.SocketStream], Awaitable[bool]]
 
@@ -32,21 +36,23 @@ class Server:
         for scope in self._waiting:
             scope.cancel(reason="the program stops")
 
-    async def serve(self, listener: trio.SocketListener, *, greet: Greet | None = None) -> None:
+    async def serve(self, listener: trio.abc.Listener[trio.SocketStream], *, greet: Greet | None = None) -> None:
         """Serve connections until `stop`; closes *listener*. *greet* says whether a new stream may go on."""
         async with trio.open_nursery() as sessions:
             async with listener:
                 await self._accept(listener, greet, sessions)
             sessions.cancel_scope.deadline = trio.current_time() + _DRAIN
 
-    async def _accept(self, listener: trio.SocketListener, greet: Greet | None, sessions: trio.Nursery) -> None:
+    async def _accept(
+        self, listener: trio.abc.Listener[trio.SocketStream], greet: Greet | None, sessions: trio.Nursery
+    ) -> None:
         while not self._stopping:
             with trio.CancelScope() as scope:
                 self._waiting.add(scope)
                 try:
                     await self._slots.acquire()  # before accepting: the rest wait in the backlog
                     try:
-                        stream = await listener.accept()
+                        stream = await _accept_one(listener)
                     except BaseException:
                         self._slots.release()
                         raise
@@ -97,6 +103,18 @@ class Server:
             finally:
                 self._waiting.discard(scope)
         return b""
+
+
+async def _accept_one(listener: trio.abc.Listener[trio.SocketStream]) -> trio.SocketStream:
+    """The next connection; a lack of descriptors or memory is waited out, it must not end the sessions there are."""
+    while True:
+        try:
+            return await listener.accept()
+        except OSError as exc:
+            if exc.errno not in _LACKING:
+                raise
+            _log(f"cannot accept a connection: {exc.strerror}")
+        await trio.sleep(_ACCEPT_PAUSE)
 
 
 def _log(text: str) -> None:

@@ -5,7 +5,9 @@ framing are left to `signer.enclave.server`. Every error is a reply; none ends t
 """
 
 import os
+import sys
 from collections.abc import Callable
+from traceback import extract_tb
 from typing import assert_never
 
 from signer.crypto import CryptoError, UnsupportedError, generate_secret_key, load_secret_key
@@ -71,6 +73,9 @@ class Session:
             return encode_error("signer error", _capital(str(exc)))
         except CryptoError as exc:
             return encode_error("signer error", str(exc))
+        except Exception as exc:  # a bug must not cost the other sessions their keys
+            _report(exc)
+            return encode_error("internal error", type(exc).__name__)
 
     def close(self) -> None:
         """Forget all keys, overwriting them as far as `signer.crypto` can."""
@@ -156,6 +161,12 @@ class Session:
     def _room(self) -> None:
         if len(self._keys) >= MAX_KEYS:
             raise _CallError("signer error", f"a session holds at most {MAX_KEYS} keys")
+
+
+def _report(exc: Exception) -> None:
+    """Say where a bug was met; its text and values stay inside, they may hold a key."""
+    where = " < ".join(f"{frame.name}:{frame.lineno}" for frame in reversed(extract_tb(exc.__traceback__)))
+    print(f"enclave: internal error: {type(exc).__name__} in {where}", file=sys.stderr, flush=True)
 
 
 def _capital(text: str) -> str:
