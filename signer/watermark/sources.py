@@ -6,6 +6,7 @@ handed out one by one, and the higher wins where they are put together.
 """
 
 import json
+import stat
 from collections.abc import Iterator
 from dataclasses import dataclass
 from hashlib import blake2b
@@ -56,26 +57,27 @@ def find(directory: Path) -> list[Source]:
     """Every source in *directory*; raises `WatermarkStoreError` for one that is there and can't be read."""
     found = []
     for name in SIGNATORY_DIRECTORIES:
-        if (directory / name).is_dir():
+        if stat.S_ISDIR(_mode(directory / name)):
             found.append(Source(directory / name, tuple(_signatory_directory(directory / name))))
     for name in OCTEZ_FILES:
-        if (directory / name).is_file():
+        if stat.S_ISREG(_mode(directory / name)):
             found.append(Source(directory / name, tuple(_octez_file(directory / name))))
     return found
 
 
 def read(path: Path) -> list[Source]:
     """The sources at *path*: a signer's directory, one of Signatory's directories, or one of octez-signer's files."""
-    if path.is_file():
+    mode = _mode(path)
+    if stat.S_ISREG(mode):
         if path.name in OCTEZ_FILES:
             return [Source(path, tuple(_octez_file(path)))]
         if path.suffix == ".json":
             return [Source(path, tuple(_signatory_file(path)))]
-    elif path.is_dir():
+    elif stat.S_ISDIR(mode):
         sources = find(path)
         if sources:
             return sources
-        if any(path.glob("*.json")):
+        if _json_files(path):
             return [Source(path, tuple(_signatory_directory(path)))]
     known = ", ".join((*SIGNATORY_DIRECTORIES, *OCTEZ_FILES))
     raise WatermarkStoreError(f"{path}: no watermarks found; expected a directory that holds one of {known}")
@@ -114,9 +116,16 @@ def _dump(content: dict[str, dict[str, dict[str, object]]]) -> str:
 
 
 def _signatory_directory(directory: Path) -> Iterator[Entry]:
-    for path in sorted(directory.glob("*.json")):
-        if path.is_file():
+    for path in _json_files(directory):
+        if stat.S_ISREG(_mode(path)):
             yield from _signatory_file(path)
+
+
+def _json_files(directory: Path) -> list[Path]:
+    try:
+        return sorted(path for path in directory.iterdir() if path.name.endswith(".json"))
+    except OSError as exc:  # `Path.glob` would find nothing, and say nothing
+        raise _unreadable(directory, exc) from exc
 
 
 def _signatory_file(path: Path) -> Iterator[Entry]:
@@ -127,14 +136,21 @@ def _signatory_file(path: Path) -> Iterator[Entry]:
             for address, mark in inner.items():
                 yield MarkKey(chain, _key(path, address), _SLOTS[name]), _signatory_mark(path, mark)
         elif "level" in inner:  # v1: one mark for each key
-            order = inner.get("order")
-            slot = _ORDERS.get(order, Slot.ATTESTATION) if isinstance(order, int) else Slot.ATTESTATION
-            yield MarkKey(chain, _key(path, name), slot), _signatory_mark(path, inner)
+            yield MarkKey(chain, _key(path, name), _slot_of_v1(path, inner)), _signatory_mark(path, inner)
         else:  # v2: key, then kind
             for kind, mark in inner.items():
                 if kind not in _SLOTS:
                     raise _damaged(path, f"{name}: unknown kind {kind!r}")
                 yield MarkKey(chain, _key(path, name), _SLOTS[kind]), _signatory_mark(path, mark)
+
+
+def _slot_of_v1(path: Path, fields: dict[str, object]) -> Slot:
+    order = fields.get("order")
+    if order is None:  # Go reads an absent number as zero
+        order = 0
+    if not isinstance(order, int) or isinstance(order, bool):
+        raise _damaged(path, f"order {order!r} is not an integer")
+    return _ORDERS.get(order, Slot.ATTESTATION)
 
 
 def _signatory_mark(path: Path, value: object) -> Mark:
@@ -186,15 +202,35 @@ def _octez_signature(value: object) -> str | None:
 # -- both
 
 
+def _mode(path: Path) -> int:
+    """Type and permissions of what is at *path*, 0 where nothing is; a link that leads nowhere is not nothing."""
+    try:
+        return path.stat().st_mode
+    except OSError as exc:
+        if isinstance(exc, FileNotFoundError) and not path.is_symlink():
+            return 0
+        raise _unreadable(path, exc) from exc
+
+
 def _load(path: Path) -> object:
     try:
         if path.stat().st_size > _MAX_FILE:
-            raise _damaged(path, "it is too large")
-        return json.loads(path.read_text(encoding="utf-8"))
+            raise _damaged(path, f"it is larger than {_MAX_FILE} bytes")
+        return json.loads(path.read_text(encoding="utf-8"), object_pairs_hook=_unique)
     except OSError as exc:
-        raise WatermarkStoreError(f"cannot read the watermarks in {path}: {exc.strerror}") from exc
+        raise _unreadable(path, exc) from exc
     except (ValueError, RecursionError) as exc:
         raise _damaged(path, str(exc)) from exc
+
+
+def _unique(pairs: list[tuple[str, object]]) -> dict[str, object]:
+    """An object in which no name hides another; which of the two counts, readers disagree about."""
+    fields: dict[str, object] = {}
+    for name, value in pairs:
+        if name in fields:
+            raise ValueError(f"{name!r} occurs twice in one object")
+        fields[name] = value
+    return fields
 
 
 def _object(path: Path, value: object) -> dict[str, object]:
@@ -225,6 +261,13 @@ def _key(path: Path, text: str) -> PublicKeyHash:
         return PublicKeyHash.from_base58(text)
     except TezosError as exc:
         raise _damaged(path, f"{text!r} is not a public key hash: {exc}") from exc
+
+
+def _unreadable(path: Path, exc: OSError) -> WatermarkStoreError:
+    return WatermarkStoreError(
+        f"cannot read the watermarks in {path}: {exc.strerror}. Make it readable for the signer's user, or move it "
+        "away if its levels are known to be far below the chain's"
+    )
 
 
 def _damaged(path: Path, reason: str) -> WatermarkStoreError:

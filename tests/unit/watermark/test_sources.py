@@ -1,6 +1,8 @@
 """Marks of other signers: every format, old names, the higher wins, damaged files, and the way back."""
 
+import errno
 import json
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +14,7 @@ from signer.watermark.admin import MarkRefusedError
 from signer.watermark.database import FILE_NAME, Database
 from signer.watermark.interface import Mark, MarkKey, Slot, WatermarkStoreError
 from signer.watermark.migration import take_over
-from signer.watermark.sources import find, merge
+from signer.watermark.sources import find, merge, read
 
 CHAIN = "NetXdQprcVkpaWU"
 TZ1 = "tz1LggX2HUdvJ1tF4Fvv8fjsrzLeW4Jr9t2Q"
@@ -52,8 +54,10 @@ def test_every_format_and_the_higher_wins(tmp_path: Path) -> None:
     }
 
 
-@pytest.mark.parametrize(("order", "slot"), [(0, Slot.BLOCK), (1, Slot.PREATTESTATION), (2, Slot.ATTESTATION)])
-def test_orders_of_v1(tmp_path: Path, order: int, slot: Slot) -> None:
+@pytest.mark.parametrize(
+    ("order", "slot"), [(0, Slot.BLOCK), (None, Slot.BLOCK), (1, Slot.PREATTESTATION), (2, Slot.ATTESTATION)]
+)
+def test_orders_of_v1(tmp_path: Path, order: int | None, slot: Slot) -> None:
     write(tmp_path / "watermark_v1" / f"{CHAIN}.json", {TZ1: {"level": 2, "round": 3, "order": order, "hash": VH}})
     assert merge(find(tmp_path)) == {key(slot): Mark(2, 3, DIGEST)}
 
@@ -76,6 +80,12 @@ def test_attestations_with_dal_share_the_slot(tmp_path: Path) -> None:
         (f"watermark_v2/{CHAIN}.json", {TZ1: {"block": {"round": 0}}}, "level None is not"),
         (f"watermark_v2/{CHAIN}.json", {TZ1: {"block": {"level": 2**31, "round": 0}}}, "from 0 to 2147483647"),
         (f"watermark_v2/{CHAIN}.json", {TZ1: {"block": {"level": 1, "round": 0, "hash": "x"}}}, "hash 'x'"),
+        (f"watermark_v1/{CHAIN}.json", {TZ1: {"level": 1, "round": 0, "order": "1"}}, "order '1' is not an integer"),
+        (f"watermark_v2/{CHAIN}.json", f'{{"{TZ1}": {{}}, "{TZ1}": {{}}}}', f"'{TZ1}' occurs twice"),
+        (f"watermark_v2/{CHAIN}.json", "[" * 100_000, "recursion"),
+        (f"watermark_v2/{CHAIN}.json", " " * (64 * 1024 * 1024 + 1), "larger than 67108864 bytes"),
+        ("block_high_watermarks", "", "Expecting value"),
+        ("block_high_watermarks", {CHAIN: {TZ1: {"level": 5.0}}}, "level 5.0 is not an integer"),
         ("block_high_watermarks", {CHAIN: {TZ1: {"level": 1, "hash": "zz"}}}, "not hexadecimal"),
         ("block_high_watermarks", {CHAIN: {TZ1: {"level": 1, "hash": "00"}}}, "1 bytes instead of 32"),
     ],
@@ -89,6 +99,49 @@ def test_a_damaged_source_stops_the_start(tmp_path: Path, name: str, content: An
     assert "move it away" in str(caught.value)
     assert database.all() == []
     database.close()
+
+
+@pytest.mark.parametrize("name", ["watermark_v2", "watermark", "endorsement_high_watermarks", "watermark_v2/x.json"])
+def test_a_link_that_leads_nowhere_stops_the_start(tmp_path: Path, name: str) -> None:
+    """A disk that isn't mounted is not a disk without marks."""
+    (tmp_path / name).parent.mkdir(exist_ok=True)
+    (tmp_path / name).symlink_to(tmp_path / "not mounted")
+    with pytest.raises(WatermarkStoreError, match=f"cannot read the watermarks in .*{name}: No such file"):
+        find(tmp_path)
+    (tmp_path / "loop").symlink_to(tmp_path / "loop")
+    (tmp_path / name).unlink()
+    (tmp_path / name).symlink_to(tmp_path / "loop")
+    with pytest.raises(WatermarkStoreError, match="Too many levels"):
+        find(tmp_path)
+
+
+def test_links_are_followed(tmp_path: Path) -> None:
+    write(tmp_path / "disk" / f"{CHAIN}.json", {TZ1: {"block": {"level": 3, "round": 0}}})
+    (tmp_path / "watermark_v2").symlink_to(tmp_path / "disk")
+    assert merge(find(tmp_path)) == {key(Slot.BLOCK): Mark(3, 0)}
+
+
+def test_a_directory_that_cannot_be_listed_stops_the_start(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Signatory's directory of another user; root, as whom the tests may run, can list any."""
+    write(tmp_path / "watermark_v2" / f"{CHAIN}.json", {TZ1: {"block": {"level": 3, "round": 0}}})
+
+    def iterdir(_directory: Path) -> Iterator[Path]:
+        raise PermissionError(errno.EACCES, "Permission denied")
+
+    monkeypatch.setattr(Path, "iterdir", iterdir)
+    for look in (find, admin.list_marks):
+        with pytest.raises(WatermarkStoreError, match="watermark_v2: Permission denied"):
+            look(tmp_path)
+    with pytest.raises(WatermarkStoreError, match="Permission denied"):
+        read(tmp_path / "watermark_v2")
+
+
+def test_what_is_no_source_is_left_alone(tmp_path: Path) -> None:
+    (tmp_path / "watermark_v2" / "old.json").mkdir(parents=True)
+    (tmp_path / "watermark_v2" / "watermark123").write_text("left by a crash")
+    (tmp_path / "watermark").write_text("a file")
+    (tmp_path / "block_high_watermarks").mkdir()
+    assert merge(find(tmp_path)) == {}
 
 
 def test_taken_over_whenever_it_has_changed(tmp_path: Path) -> None:

@@ -13,6 +13,7 @@ import trio
 
 from signer.errors import MalformedRequestError
 from signer.tezos.keys import Curve, PublicKeyHash
+from signer.watermark import admin
 from signer.watermark.database import FILE_NAME, Database
 from signer.watermark.interface import (
     Advance,
@@ -423,3 +424,20 @@ def test_after_an_io_error_everything_is_brought_to_the_disk_first(tmp_path: Pat
     assert wal.stat().st_size < before
     assert database.get(KEY) == Mark(7, 0, A)
     database.close()
+
+
+async def test_administration_beside_a_running_store(tmp_path: Path) -> None:
+    """What an operator changes counts from the next request on, and coming and going takes no file away."""
+    async with opened(SqliteWatermarks(tmp_path / FILE_NAME)) as store:
+        await advance(store, 5)
+        assert await trio.to_thread.run_sync(admin.set_mark, tmp_path, KEY, 10, 0) == Mark(5, 0, A)
+        for level, digest in ((7, A), (10, A), (10, B)):
+            with pytest.raises(WatermarkRefusedError, match="high watermark 10"):
+                await advance(store, level, digest)
+        assert await advance(store, 11) is None
+        assert admin.list_marks(tmp_path) == [(KEY, Mark(11, 0, A))]
+        sure = {"confirm_key": str(PKH), "confirm_chain": KEY.chain_id}
+        assert admin.reset_mark(tmp_path, PKH, KEY.chain_id, None, **sure) == [(KEY, Mark(11, 0, A))]
+        store.remember(KEY, A, "a signature whose mark was forgotten")
+        assert await advance(store, 1) is None
+    assert admin.list_marks(tmp_path) == [(KEY, Mark(1, 0, A))]
