@@ -277,3 +277,81 @@ def test_generate_has_no_handle() -> None:
     created = Created(b"blob", PUBLIC, None)
     assert decode_reply(Generate(Curve.ED25519), encode_reply(created)) == created
     assert decode_reply(PublicKeyOf(0), encode_reply(PUBLIC)) == PUBLIC
+
+
+# -- binary fields as arrays of integers
+
+
+def as_arrays(value: object) -> object:
+    """*value* with every byte string written as an array of integers, as ciborium and serde may do."""
+    if isinstance(value, bytes):
+        return list(value)
+    if isinstance(value, dict):
+        return {name: as_arrays(one) for name, one in value.items()}
+    return value
+
+
+def as_strings(value: object) -> object:
+    if isinstance(value, list):
+        return bytes(value)
+    if isinstance(value, dict):
+        return {name: as_strings(one) for name, one in value.items()}
+    return value
+
+
+KEYS_OF_ALL_CURVES = [
+    PublicKey(curve, bytes([curve.value] * length)) for curve, length in zip(Curve, (32, 33, 33, 48), strict=True)
+]
+SIGNATURES = [
+    Signature(curve, bytes([curve.value] * length)) for curve, length in zip(Curve, (64, 64, 64, 96), strict=True)
+]
+
+
+@pytest.mark.parametrize(
+    "call",
+    [
+        *(call for call, _ in CALLS),
+        *(ImportUnencrypted(curve, bytes(range(32))) for curve in Curve),
+        Import(bytes(5000)),
+        Import(b""),
+        Sign(3, bytes(5000), 0),
+        SignWith(bytes(5000), bytes(5000), 255),
+        PublicKeyFrom(bytes(5000)),
+        ProvePossession(0, bytes(48)),
+    ],
+    ids=lambda call: type(call).__name__,
+)
+def test_calls_with_arrays_and_with_byte_strings(call: Call) -> None:
+    item = loads(encode_call(call))
+    assert decode_call(dumps(as_arrays(item))) == call
+    assert decode_call(dumps(as_strings(item))) == call
+
+
+@pytest.mark.parametrize(
+    ("call", "result"),
+    [
+        *((Sign(0, b"", 2), signature) for signature in SIGNATURES),
+        (SignWith(b"", b"", 2), SIGNATURES[0]),
+        (ProvePossession(0), SIGNATURES[3]),
+        *((PublicKeyOf(0), key) for key in KEYS_OF_ALL_CURVES),
+        (PublicKeyFrom(b""), KEYS_OF_ALL_CURVES[1]),
+        *((Import(b""), Imported(key, 7)) for key in KEYS_OF_ALL_CURVES),
+        *((GenerateAndImport(key.curve), Created(bytes(300), key, 7)) for key in KEYS_OF_ALL_CURVES),
+        *((Generate(key.curve), Created(bytes(5000), key, None)) for key in KEYS_OF_ALL_CURVES),
+        (ImportUnencrypted(Curve.P256, bytes(32)), Created(b"\1", KEYS_OF_ALL_CURVES[2], 0)),
+    ],
+)
+def test_replies_with_arrays_and_with_byte_strings(call: Call, result: messages.Result) -> None:
+    item = loads(encode_reply(result))
+    assert decode_reply(call, dumps(as_arrays(item))) == result
+    assert decode_reply(call, dumps(as_strings(item))) == result
+
+
+@pytest.mark.parametrize("bad", [256, -1, 2**70, -(2**70), 1.0, None, "1", b"\1", [1], float("nan")])
+def test_arrays_that_are_no_bytes(bad: object) -> None:
+    with pytest.raises(MalformedCallError):
+        decode_call(dumps({"Import": [0, bad]}))
+    with pytest.raises(MalformedReplyError):
+        decode_reply(Sign(0, b"", 2), dumps({"Ok": {"Ed25519": [*bytes(63), bad]}}))
+    with pytest.raises(MalformedReplyError):
+        decode_reply(PublicKeyOf(0), dumps({"Ok": {"Bls": [bad, *bytes(47)]}}))

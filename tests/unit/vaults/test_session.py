@@ -6,8 +6,26 @@ import trio.testing
 
 from signer.enclave.sealing.local import LocalSealing
 from signer.enclave.session import Session as EnclaveSession
-from signer.rpc.frames import MAX_FRAME, FrameDecoder, encode_frame
-from signer.rpc.messages import GenerateAndImport, Initialize, PublicKeyOf, RemoteError, Sign, encode_error
+from signer.rpc.frames import MAX_FRAME, FrameDecoder, FrameError, encode_frame
+from signer.rpc.messages import (
+    Call,
+    Created,
+    Generate,
+    GenerateAndImport,
+    Import,
+    Imported,
+    ImportUnencrypted,
+    Initialize,
+    ProvePossession,
+    PublicKeyFrom,
+    PublicKeyOf,
+    RemoteError,
+    Result,
+    Sign,
+    SignWith,
+    encode_error,
+    encode_reply,
+)
 from signer.tezos.keys import Curve, PublicKey, Signature
 from signer.vaults.nitro.session import Session, SessionLostError
 
@@ -161,8 +179,6 @@ async def test_a_reply_that_nobody_asked_for(nursery: trio.Nursery) -> None:
 
 
 async def test_a_reply_of_another_kind(nursery: trio.Nursery) -> None:
-    from signer.rpc.messages import encode_reply
-
     found = await settle_with(nursery, encode_frame(encode_reply(Signature(Curve.P256, bytes(64)))))
     assert all("out of step" in one for one in found)
 
@@ -205,3 +221,130 @@ async def test_a_peer_that_does_not_read(autojump_clock: trio.testing.MockClock)
             await session.call(PublicKeyOf(0))
         assert trio.current_time() == pytest.approx(TIMEOUT)
         assert not session.alive
+
+
+# -- replies cut, scattered, foreign
+
+
+async def asked(nursery: trio.Nursery, calls: list[Call]) -> tuple[Session, Peer, dict[int, object]]:
+    """A session with *calls* on the wire in this order, and how each of them ends."""
+    session, peer = await pair(nursery)
+    outcomes: dict[int, object] = {}
+
+    async def ask(number: int, call: Call) -> None:
+        try:
+            outcomes[number] = await session.call(call)
+        except (SessionLostError, RemoteError) as exc:
+            outcomes[number] = exc
+
+    for number, call in enumerate(calls):
+        nursery.start_soon(ask, number, call)
+        await trio.testing.wait_all_tasks_blocked()
+    return session, peer, outcomes
+
+
+RIGHT = Signature(Curve.ED25519, bytes(range(64)))
+
+
+async def test_a_reply_cut_anywhere_reaches_nobody(nursery: trio.Nursery) -> None:
+    frame = encode_frame(encode_reply(RIGHT))
+    for end in range(len(frame) * 2):
+        session, peer, outcomes = await asked(nursery, [Sign(0, b"a", 2), Sign(0, b"b", 2)])
+        await peer.stream.send_all((frame * 2)[:end])
+        await peer.stream.aclose()
+        await trio.testing.wait_all_tasks_blocked()
+        whole = end // len(frame)
+        assert [outcomes[number] == RIGHT for number in range(2)] == [number < whole for number in range(2)]
+        assert all(isinstance(outcomes[number], SessionLostError) for number in range(whole, 2))
+        assert not session.alive
+
+
+async def test_a_reply_in_single_bytes(nursery: trio.Nursery) -> None:
+    session, peer, outcomes = await asked(nursery, [Sign(0, b"a", 2)])
+    for byte in encode_frame(encode_reply(RIGHT)):
+        assert not outcomes
+        await peer.stream.send_all(bytes([byte]))
+        await trio.testing.wait_all_tasks_blocked()
+    assert outcomes == {0: RIGHT}
+    assert session.alive
+
+
+RESULTS: dict[str, Result] = {
+    "null": None,
+    "signature": RIGHT,
+    "key": KEY,
+    "imported": Imported(KEY, 0),
+    "created": Created(b"blob", KEY, 0),
+    "generated": Created(b"blob", KEY, None),
+}
+FITTING: list[tuple[Call, set[str]]] = [
+    (Initialize(), {"null"}),
+    (Import(b"blob"), {"imported", "created"}),  # whose fields contain those of the other
+    (ImportUnencrypted(Curve.ED25519, bytes(32)), {"created"}),
+    (GenerateAndImport(Curve.ED25519), {"created"}),
+    (Generate(Curve.ED25519), {"generated", "created"}),
+    (Sign(0, b"", 2), {"signature"}),
+    (SignWith(b"blob", b"", 2), {"signature"}),
+    (PublicKeyOf(0), {"key"}),
+    (PublicKeyFrom(b"blob"), {"key"}),
+    (ProvePossession(0), {"signature"}),
+]
+
+
+@pytest.mark.parametrize(("call", "fitting"), FITTING, ids=lambda value: type(value).__name__)
+async def test_a_reply_that_belongs_to_another_call(nursery: trio.Nursery, call: Call, fitting: set[str]) -> None:
+    """It ends the session: whatever comes next would be somebody else's too."""
+    for name, result in RESULTS.items():
+        session, peer, outcomes = await asked(nursery, [call, Sign(0, b"next", 2)])
+        await peer.stream.send_all(encode_frame(encode_reply(result)))
+        await trio.testing.wait_all_tasks_blocked()
+        assert session.alive is (name in fitting)
+        assert len(outcomes) == (1 if name in fitting else 2)
+        if name not in fitting:
+            assert all(isinstance(one, SessionLostError) and "out of step" in str(one) for one in outcomes.values())
+
+
+async def test_a_frame_over_the_limit_is_refused_from_its_length(nursery: trio.Nursery) -> None:
+    """Not a byte of it is waited for, nor kept."""
+    for length in (MAX_FRAME + 1, 2**31, 2**32 - 1):
+        session, peer, outcomes = await asked(nursery, [Sign(0, b"a", 2)])
+        await peer.stream.send_all(length.to_bytes(4, "big"))
+        await trio.testing.wait_all_tasks_blocked()
+        assert isinstance(outcomes[0], SessionLostError)
+        assert f"a frame of {length} bytes is announced" in session.failure
+
+
+async def test_a_call_too_large_is_the_callers_own_fault(nursery: trio.Nursery) -> None:
+    session, peer, outcomes = await asked(nursery, [Sign(0, b"a", 2)])
+    with pytest.raises(FrameError, match="over the limit"):
+        await session.call(Sign(0, b"\xff" * MAX_FRAME, 2))
+    await peer.stream.send_all(encode_frame(encode_reply(RIGHT)))
+    await trio.testing.wait_all_tasks_blocked()
+    assert outcomes == {0: RIGHT}
+    assert session.alive
+
+
+async def test_all_thirty_callers_hear_of_the_loss(nursery: trio.Nursery) -> None:
+    session, peer, outcomes = await asked(nursery, [Sign(0, bytes([number]), 2) for number in range(30)])
+    await peer.stream.send_all(encode_frame(encode_reply(RIGHT)) * 7)
+    await trio.aclose_forcefully(peer.stream)
+    await trio.testing.wait_all_tasks_blocked()
+    assert [outcomes[number] == RIGHT for number in range(30)] == [True] * 7 + [False] * 23
+    assert not session.alive
+
+
+async def test_a_session_that_is_cancelled_settles_its_callers() -> None:
+    ours, _theirs = trio.testing.memory_stream_pair()
+    session = Session(ours, timeout=TIMEOUT)
+    async with trio.open_nursery() as callers, trio.open_nursery() as nursery:
+        nursery.start_soon(session.run)
+
+        async def ask() -> None:
+            with pytest.raises(SessionLostError, match="the session was closed"):
+                await session.call(PublicKeyOf(0))
+
+        callers.start_soon(ask)
+        await trio.testing.wait_all_tasks_blocked()
+        nursery.cancel_scope.cancel()
+    with pytest.raises(SessionLostError, match="the session was closed"):
+        await session.call(PublicKeyOf(0))
