@@ -23,7 +23,7 @@ from signer.policy import Caller, KeyPolicy, check_first_byte, check_possession,
 from signer.tezos.errors import TezosError
 from signer.tezos.keys import Curve, PublicKey, PublicKeyHash, Signature, digest_of
 from signer.tezos.requests import Request, decode
-from signer.vaults.interface import Vault, VaultKey
+from signer.vaults.interface import Distrusting, Vault, VaultKey
 from signer.watermark.interface import (
     SLOT_OF_KIND,
     Advance,
@@ -329,9 +329,17 @@ class Signing:
         return self._marks.advance(mark, order.request.level, order.request.round, order.digest, on_settled=settled)
 
     async def _ask_vault(self, order: _Order) -> Signature:
+        """A new signature, verified; one that does not verify may only show a link out of step."""
+        try:
+            return await self._ask_once(order)
+        except SignatureMismatchError:
+            if not isinstance(order.vault, Distrusting) or not order.vault.distrust("a signature did not verify"):
+                raise
+        return await self._ask_once(order)
+
+    async def _ask_once(self, order: _Order) -> Signature:
         began = trio.current_time()
-        if self._is_alone and order.pkh.curve is Curve.BLS12_381:
-            assert self._nursery is not None
+        if self._nursery is not None and self._is_alone and order.pkh.curve is Curve.BLS12_381:
             self._nursery.start_soon(_expect, order)
         try:
             signature = await order.vault.sign(order.pkh, order.message, version=order.version)

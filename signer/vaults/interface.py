@@ -6,7 +6,7 @@ a request never holds a reference to a connection: it asks the vault.
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import trio
 
@@ -90,3 +90,11 @@ class Vault(Protocol):
 
     async def generate(self, curve: Curve) -> PublicKey:
         """Make and store a key; returns after it is durable."""
+
+
+@runtime_checkable
+class Distrusting(Protocol):
+    """A vault whose answers can get out of step with what was asked."""
+
+    def distrust(self, reason: str) -> bool:
+        """A signature did not verify. Returns whether the link is opened anew, so that asking again makes sense."""

@@ -334,6 +334,19 @@ async def test_levels_do_not_wrap() -> None:
         await ask(signing, attestation(2**31 - 1, 2**31 - 1))
 
 
+async def test_neither_a_refusal_nor_a_repeat_waits_for_a_slow_vault(store: WatermarkStore) -> None:
+    vault = FakeVault(ED)
+    async with running(vault, store) as signing:
+        first = await ask(signing, block(5))
+        vault.hold()
+        with trio.fail_after(10):
+            assert await ask(signing, block(5)) == first
+            with pytest.raises(WatermarkRefusedError):
+                await ask(signing, block(5, payload=1))
+    assert vault.answered == 1
+    assert vault.cancelled == vault.asked - 1
+
+
 # -- callers that go away
 
 
@@ -549,6 +562,31 @@ async def test_a_bls_signature_of_the_other_scheme_never_leaves() -> None:
     async with running(vault) as signing:
         with pytest.raises(SignatureMismatchError):
             await ask(signing, block(5), key=BLS, version=2)
+
+
+class LinkedVault(FakeVault):
+    """A vault whose link can be opened anew, *links* times; what it tampers with is right after that."""
+
+    links = 1
+
+    def distrust(self, reason: str) -> bool:
+        assert reason == "a signature did not verify"
+        self.links -= 1
+        if self.links < 0:
+            return False
+        self.tamper = lambda signature: signature
+        return True
+
+
+async def test_after_a_wrong_signature_a_link_opened_anew_is_asked_again() -> None:
+    vault = LinkedVault(ED)
+    async with running(vault) as signing:
+        for level, right in ((5, True), (6, False)):
+            vault.tamper = lambda _: OTHERS[Curve.ED25519].sign(block(5), version=2)
+            found: list[object] = []
+            await outcome(signing, block(level), found)
+            assert [type(one) for one in found] == [Signature if right else SignatureMismatchError]
+    assert vault.asked == 3
 
 
 @pytest.mark.parametrize(
@@ -775,6 +813,16 @@ async def test_shutting_down_ends_flights_with_502() -> None:
                     await ask(signing, block(5))
                 assert caught.value.status == 502
             await signing.drain()
+
+
+async def test_a_request_in_the_very_moment_of_the_end() -> None:
+    """Whichever task comes first: 502, or a signature; never an internal error."""
+    for _ in range(30):
+        found: list[object] = []
+        async with trio.open_nursery() as callers, running(FakeVault(BLS)) as signing:
+            callers.start_soon(lambda s, f: outcome(s, block(5), f, key=BLS), signing, found)
+        (one,) = found
+        assert isinstance(one, Signature | UnavailableError)
 
 
 async def test_draining_waits_for_flights_only(autojump_clock: trio.testing.MockClock) -> None:

@@ -75,6 +75,10 @@ class Session:
             self._end(reason)
             await trio.aclose_forcefully(self._stream)
 
+    def close(self, reason: str) -> None:
+        """End the connection; the calls on it are told that it is lost."""
+        self._end(reason)
+
     async def call(self, call: Call) -> Result:
         """Send *call* and return its result.
 

@@ -45,6 +45,7 @@ FIRST_DELAY = 0.05  # seconds before the first new try: an enclave that only res
 MAX_DELAY = 2.0  # seconds; below the 3.6 s in which the Octez client retries
 STABLE_AFTER = 10.0  # seconds that a link must have been up for the delay to start over
 WATCH_INTERVAL = 1.0  # seconds between two looks at the key file
+DISTRUST_INTERVAL = 60.0  # seconds; a key whose signatures are always wrong must not cost the others their link
 RETRY_SKIPPED = 5.0  # seconds before blobs are tried again of which none could be opened: KMS may have been away
 
 Connect = Callable[[Address], Awaitable[trio.abc.Stream]]
@@ -100,6 +101,7 @@ class NitroVault:
         self._stamp: FileStamp | bool = False  # False: never read
         self._imported = False  # whether all of _stored was tried in this epoch
         self._retry_at = 0.0  # Trio's clock
+        self._distrusted_at = float("-inf")  # Trio's clock
         self._epoch: _Epoch | None = None
         self._loaded = False  # whether all blobs of this epoch were tried
         self._changed = trio.Event()
@@ -134,11 +136,20 @@ class NitroVault:
     async def sign(self, key: PublicKeyHash, message: bytes, *, version: int) -> Signature:
         wire_version = version if version in (0, 1, 2) else 255
         result = await self._ask(key, lambda handle: Sign(handle, message, wire_version))
-        return self._signature(key, result)
+        return _signature(result)
+
+    def distrust(self, reason: str) -> bool:
+        """End the session: if its replies are out of step, every further one belongs to somebody else too."""
+        now = trio.current_time()
+        if self._epoch is None or now < self._distrusted_at + DISTRUST_INTERVAL:
+            return False
+        self._distrusted_at = now
+        self._epoch.session.close(reason)
+        return True
 
     async def prove_possession(self, key: PublicKeyHash, *, over: PublicKey | None = None) -> Signature:
         subject = None if over is None else over.data
-        return self._signature(key, await self._ask(key, lambda handle: ProvePossession(handle, subject)))
+        return _signature(await self._ask(key, lambda handle: ProvePossession(handle, subject)))
 
     async def import_key(self, secret: SecretKey) -> PublicKey:
         if secret.public_key.hash in self._keys:
@@ -400,10 +411,11 @@ class NitroVault:
             f"(Nitro): the enclave at {self._address} cannot be asked now, try again: {reason}"
         )
 
-    def _signature(self, key: PublicKeyHash, result: Result) -> Signature:
-        if not isinstance(result, Signature) or result.curve is not key.curve:
-            raise VaultError("(Nitro): malformed signature RPC response: the signature is of another curve")
-        return result
+
+def _signature(result: Result) -> Signature:
+    """Of whatever curve: the caller verifies it, and distrusts the link where it is another's."""
+    assert isinstance(result, Signature)
+    return result
 
 
 def _check_created(curve: Curve, created: PublicKey, expected: PublicKey | None) -> None:

@@ -15,8 +15,11 @@ from structlog.testing import capture_logs
 from proxy.address import parse
 from signer import crypto
 from signer.errors import KeyNotFoundError
+from signer.observe.metrics import Metrics
+from signer.policy import Caller, KeyPolicy
 from signer.rpc.frames import MAX_FRAME, encode_frame
 from signer.rpc.messages import Created, Imported, encode_error, encode_reply
+from signer.signing import Signing
 from signer.tezos.keys import Curve, PublicKey, PublicKeyHash
 from signer.vaults.interface import VaultError, VaultUnavailableError
 from signer.vaults.nitro import credentials as credentials_module
@@ -24,6 +27,7 @@ from signer.vaults.nitro import vault as vault_module
 from signer.vaults.nitro.credentials import Credentials, CredentialsError, CredentialsProvider
 from signer.vaults.nitro.storage import FileStorage, KeyExistsError
 from signer.vaults.nitro.vault import Connect, NitroVault, Timeouts
+from signer.watermark.memory import MemoryWatermarks
 from tests.unit.vaults.fake import FakeEnclave, honest
 
 SECRET = crypto.load_secret_key(Curve.P256, bytes(range(1, 33)))
@@ -101,6 +105,17 @@ class Held:
         self.waiting += 1
         await self.gate.wait()
         return frame
+
+
+class Once:
+    """A tamper that acts on one reply only."""
+
+    def __init__(self, tamper: Callable[[bytes], Awaitable[bytes]]) -> None:
+        self._tamper: Callable[[bytes], Awaitable[bytes]] = tamper
+
+    async def __call__(self, frame: bytes) -> bytes:
+        tamper, self._tamper = self._tamper, honest
+        return await tamper(frame)
 
 
 # -- the link
@@ -299,6 +314,56 @@ async def test_another_key_for_a_blob_is_not_used(path: Path, enclave: FakeEncla
         for key in (SECRET, OTHER):
             with pytest.raises((VaultUnavailableError, KeyNotFoundError)):
                 await vault.sign(key.public_key.hash, b"m", version=2)
+
+
+async def test_a_distrusted_link_is_opened_anew_but_not_again_and_again(path: Path, enclave: FakeEnclave) -> None:
+    async with running(path, enclave) as vault:
+        pkh = (await vault.generate(Curve.ED25519)).hash
+        held = enclave.tamper = Held()
+        good: list[bool] = []
+
+        async def ask() -> None:
+            good.append(await signs(vault, pkh))
+
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(ask)
+            await until(lambda: held.waiting == 1)
+            enclave.tamper = honest
+            assert vault.distrust("out of step")
+            assert not vault.ready
+        assert good == [True], "a call on its way is repeated on the new session"
+        assert enclave.connections == 2
+        assert not vault.distrust("out of step")
+        assert await signs(vault, pkh)
+        assert enclave.connections == 2
+
+
+async def test_replies_that_belong_to_others_cost_no_slot(path: Path, enclave: FakeEnclave) -> None:
+    """An enclave one reply behind: nothing wrong leaves, and the request is answered over a new session."""
+    async with running(path, enclave) as vault:
+        keys = [await vault.generate(curve) for curve in (Curve.ED25519, Curve.P256)]
+        late: list[bytes] = []
+
+        async def one_behind(frame: bytes) -> bytes:
+            await trio.lowlevel.checkpoint()
+            late.append(frame)
+            return late.pop(0) if len(late) > 1 else frame
+
+        signing = Signing(
+            policies={key.hash: KeyPolicy(requests=("pack",), operations=()) for key in keys},
+            vaults=[vault],
+            marks=MemoryWatermarks(),
+            metrics=Metrics(),
+        )
+        async with trio.open_nursery() as nursery:
+            await nursery.start(signing.run)
+            enclave.tamper = one_behind
+            for key in keys:
+                signature = await signing.sign(key.hash, b"\x05\x00\x01", version=2, caller=Caller())
+                assert crypto.verify(key, b"\x05\x00\x01", signature)
+                enclave.tamper = Once(one_behind)  # the second reply is the first one again
+            nursery.cancel_scope.cancel()
+        assert enclave.connections == 2
 
 
 # -- blobs that do not open, for a time
