@@ -9,7 +9,7 @@ from pathlib import Path
 from signer.errors import SignerError
 from signer.files import write_durably
 from signer.tezos.keys import PublicKeyHash
-from signer.watermark.database import FILE_NAME, Database
+from signer.watermark.database import FILE_NAME, Database, exists
 from signer.watermark.interface import MAX_LEVEL, Mark, MarkKey, Slot
 from signer.watermark.migration import not_taken_over, put_together
 from signer.watermark.sources import Entry, Source, find, merge, read, signatory_files
@@ -27,7 +27,7 @@ def list_marks(base_dir: Path) -> list[Entry]:
     Changes nothing: where there is no database yet, none is made.
     """
     path = base_dir / FILE_NAME
-    if not path.exists():
+    if not exists(path):
         return _ordered(merge(find(base_dir)))
     database = Database(path)
     try:

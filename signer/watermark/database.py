@@ -70,11 +70,11 @@ class Database:
         Without *synced* it survives the end of the process but not a power failure: for signatures, not for marks.
         Raises `WatermarkStoreError` with what to do for everything that SQLite can meet.
         """
-        self._check_in_place()
         try:
             self._set_synced(synced)
-            self._connection.execute("BEGIN IMMEDIATE")
+            self._connection.execute("BEGIN IMMEDIATE")  # may wait for another process, while files come and go
             try:
+                self._check_in_place()
                 yield
                 self._connection.execute("COMMIT")
             except BaseException:
@@ -183,7 +183,7 @@ def _identity(key: MarkKey) -> tuple[str, str, str]:
 
 def _open(path: Path) -> sqlite3.Connection:
     try:
-        if not path.exists():
+        if not exists(path):
             _create(path)
         if path.stat().st_size == 0:
             raise _damaged(path, "it is empty")
@@ -201,11 +201,21 @@ def _open(path: Path) -> sqlite3.Connection:
     return connection
 
 
-def _create(path: Path) -> None:
-    """A database without marks, mode 0600, whose content and directory entry are on the disk."""
+def exists(path: Path) -> bool:
+    """Whether there is a database at *path*; raises `WatermarkStoreError` where only its WAL is left.
+
+    SQLite would delete that WAL with the marks in it, for belonging to no database.
+    """
+    if path.exists():
+        return True
     wal = path.with_name(f"{path.name}-wal")
     if wal.exists() and wal.stat().st_size:
         raise _damaged(path, f"it is gone, but {wal} is there, which may hold its last marks")
+    return False
+
+
+def _create(path: Path) -> None:
+    """A database without marks, mode 0600, whose content and directory entry are on the disk."""
     descriptor, name = tempfile.mkstemp(prefix=path.name, dir=path.parent)
     temporary = Path(name)
     try:
@@ -267,7 +277,7 @@ def store_error(path: Path, exc: Exception) -> WatermarkStoreError:
         return exc
     name = getattr(exc, "sqlite_errorname", "") or ""
     text = exc.strerror if isinstance(exc, OSError) and exc.strerror else str(exc)
-    if name.startswith("SQLITE_FULL") or "No space left" in text:
+    if name.startswith(("SQLITE_FULL", "SQLITE_IOERR_SHMSIZE")) or "No space left" in text:
         advice = "the disk is full: make room, the signer then goes on by itself"
     elif name.startswith(("SQLITE_BUSY", "SQLITE_LOCKED")):
         advice = f"another process has kept it locked for {BUSY_TIMEOUT:g} s: find it with: fuser {path}"

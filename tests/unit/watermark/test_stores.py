@@ -14,7 +14,7 @@ import trio
 from signer.errors import MalformedRequestError
 from signer.tezos.keys import Curve, PublicKeyHash
 from signer.watermark import admin
-from signer.watermark.database import FILE_NAME, Database
+from signer.watermark.database import FILE_NAME, Database, store_error
 from signer.watermark.interface import (
     Advance,
     Mark,
@@ -358,6 +358,8 @@ def test_a_database_cut_short_while_in_use(tmp_path: Path) -> None:
     path = tmp_path / FILE_NAME
     Database(path).close()
     database = Database(path)
+    with database.transaction():
+        database.put(KEY, Mark(1, 0, A))  # and SQLite looks at its own copy of the pages from now on
     os.truncate(path, 4096)
     with pytest.raises(WatermarkStoreError, match="cut short while in use"), database.transaction():
         pytest.fail("begun")
@@ -374,8 +376,9 @@ def test_a_wal_without_its_database_is_not_thrown_away(tmp_path: Path) -> None:
     database.close()
     path.unlink()
     wal.write_bytes(content)
-    with pytest.raises(WatermarkStoreError, match="is gone, but .*-wal is there"):
-        Database(path)
+    for look in (Database, lambda path: admin.list_marks(path.parent)):
+        with pytest.raises(WatermarkStoreError, match="is gone, but .*-wal is there"):
+            look(path)
     assert wal.read_bytes() == content
     assert not path.exists()
 
@@ -441,3 +444,20 @@ async def test_administration_beside_a_running_store(tmp_path: Path) -> None:
         store.remember(KEY, A, "a signature whose mark was forgotten")
         assert await advance(store, 1) is None
     assert admin.list_marks(tmp_path) == [(KEY, Mark(1, 0, A))]
+
+
+@pytest.mark.parametrize(
+    ("name", "advice"),
+    [
+        ("SQLITE_FULL", "make room"),
+        ("SQLITE_IOERR_SHMSIZE", "make room"),
+        ("SQLITE_IOERR_FSYNC", "look at the disk"),
+        ("SQLITE_BUSY_RECOVERY", "fuser"),
+        ("SQLITE_CORRUPT_INDEX", "restore a copy"),
+        ("SQLITE_READONLY_DIRECTORY", "writable"),
+    ],
+)
+def test_what_to_do(tmp_path: Path, name: str, advice: str) -> None:
+    error = sqlite3.OperationalError("disk I/O error")
+    error.sqlite_errorname = name
+    assert advice in str(store_error(tmp_path, error))
