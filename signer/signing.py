@@ -23,7 +23,7 @@ from signer.policy import Caller, KeyPolicy, check_first_byte, check_possession,
 from signer.tezos.errors import TezosError
 from signer.tezos.keys import Curve, PublicKey, PublicKeyHash, Signature, digest_of
 from signer.tezos.requests import Request, decode
-from signer.vaults.interface import Distrusting, Vault, VaultKey
+from signer.vaults.interface import Distrusting, Vault, VaultHealth, VaultKey
 from signer.watermark.interface import (
     SLOT_OF_KIND,
     Advance,
@@ -223,21 +223,11 @@ class Signing:
             found = self._find(pkh)
         if found is not None:
             return found
-        reasons = self._reasons_to_wait(pkh)
-        if reasons and pkh in self._policies:  # it may well be there: the client should ask again
-            raise UnavailableError(f"no vault can use {pkh} now ({'; '.join(reasons)})")
-        raise KeyNotFoundError("this key not found in any vault")
-
-    def _reasons_to_wait(self, pkh: PublicKeyHash) -> Sequence[str]:
-        """Why a key that no vault serves may be there all the same: its blob is refused, or a vault is away."""
-        reasons = []
-        for vault in self._permitted_vaults(pkh):
-            health = vault.health()
-            if str(pkh) in health.skipped:
-                reasons.append(f"{vault.name}: {health.skipped[str(pkh)]}")
-            elif not health.ready:
-                reasons.append(f"{vault.name}: {health.detail}")
-        return reasons
+        states = {vault.name: vault.health() for vault in self._permitted_vaults(pkh)}
+        away = [f"{name}: {health.detail}" for name, health in states.items() if not health.ready]
+        if away and pkh in self._policies:  # it may well be there: the client should ask again
+            raise UnavailableError(f"no vault can use {pkh} now ({'; '.join(away + _skipped(pkh, states))})")
+        raise KeyNotFoundError("; ".join(["this key not found in any vault", *_skipped(pkh, states)]))
 
     # -- the flight
 
@@ -506,6 +496,12 @@ async def verified_possession(vault: Vault, key: VaultKey, over: PublicKey | Non
     if not crypto.verify_possession(key.public_key, proof, over=over):
         raise SignatureMismatchError(_mismatch_text("proof of possession", pkh, vault))
     return proof
+
+
+def _skipped(pkh: PublicKeyHash, states: Mapping[str, VaultHealth]) -> list[str]:
+    """Why vaults that have the key's blob cannot use it: what an operator needs to hear."""
+    address = str(pkh)
+    return [f"{name}: {health.skipped[address]}" for name, health in states.items() if address in health.skipped]
 
 
 def _parse_stored(text: str, order: _Order) -> Signature | None:
