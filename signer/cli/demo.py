@@ -100,7 +100,7 @@ def _parse_keys(_ctx: click.Context, _parameter: click.Parameter, values: tuple[
 def demo(directory: Path, *, address: str, utility_address: str, keys: dict[str, int], as_json: bool) -> None:
     """Run the whole signer here, with an enclave process that protects nothing."""
     flags = click.get_current_context().ensure_object(Globals)
-    flags.log = flags.log or "warn"  # the terminal belongs to what the demo prints
+    flags.log = flags.log or "error"  # the terminal belongs to what the demo prints
     configure_logs()
     with _paths(directory) as paths, _enclave(paths) as child:
         import trio

@@ -14,12 +14,18 @@ class Health:
 
     serving: bool
     vaults: Mapping[str, VaultHealth]
+    marks: str = ""  # what keeps the watermark store from working, empty for nothing
 
     @property
     def ready(self) -> bool:
-        """Whether requests can be signed: serving, every vault up with all its keys' blobs tried, at least one key."""
+        """Whether requests can be signed: serving, marks kept, every vault up and its blobs tried, at least one key."""
         states = self.vaults.values()
-        return self.serving and all(state.ready for state in states) and any(state.keys for state in states)
+        return (
+            self.serving
+            and not self.marks
+            and all(state.ready for state in states)
+            and any(state.keys for state in states)
+        )
 
 
 class UtilityApi:
@@ -53,6 +59,8 @@ class UtilityApi:
         body: dict[str, object] = {"ready": health.ready}
         if not health.ready or any(state.skipped for state in health.vaults.values()):
             body |= {"serving": health.serving, "vaults": vaults}
+        if health.marks:
+            body["watermarks"] = health.marks
         return json_response(body, 200 if health.ready else 503)
 
     def _livez(self) -> ApiResponse:

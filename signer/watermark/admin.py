@@ -41,12 +41,23 @@ def _ordered(marks: dict[MarkKey, Mark]) -> list[Entry]:
     return sorted(marks.items(), key=lambda entry: (entry[0].chain_id, str(entry[0].public_key_hash), entry[0].slot))
 
 
+def _open(base_dir: Path) -> Database:
+    """The database, with the marks that the next `serve` would take over: what is changed here is what counts."""
+    database = Database(base_dir / FILE_NAME)
+    try:
+        put_together(database, not_taken_over(database, base_dir))
+    except BaseException:
+        database.close()
+        raise
+    return database
+
+
 def set_mark(base_dir: Path, key: MarkKey, level: int, round: int) -> Mark | None:
     """Raise a mark; returns the one that stood. Raises `MarkRefusedError` for one that is not higher."""
     for name, value in (("level", level), ("round", round)):
         if not 0 <= value <= MAX_LEVEL:
             raise MarkRefusedError(f"{name} {value} is outside 0 to {MAX_LEVEL}")
-    database = Database(base_dir / FILE_NAME)
+    database = _open(base_dir)
     try:
         with database.transaction():
             standing = database.get(key)
@@ -73,7 +84,7 @@ def reset_mark(
             f"nothing was reset: after a reset {pkh} can sign levels of {chain_id} again that it has signed before, "
             f"and be slashed. If that is what you want, add: --confirm-key {pkh} --confirm-chain {chain_id}"
         )
-    database = Database(base_dir / FILE_NAME)
+    database = _open(base_dir)
     try:
         forgotten: list[Entry] = []
         with database.transaction():

@@ -41,6 +41,10 @@ CREATE TABLE mark (
 CREATE TABLE taken_over (source TEXT PRIMARY KEY, marks INTEGER NOT NULL, fingerprint TEXT NOT NULL) WITHOUT ROWID;
 """
 _UPGRADES = {1: "ALTER TABLE taken_over ADD COLUMN fingerprint TEXT NOT NULL DEFAULT ''"}  # from that version
+_RESTORE = (
+    "restore a copy that holds the last signed levels, or start a new one in an empty base_dir and raise each mark "
+    "above the chain's current level with: signer watermark set"
+)
 _SELECT = "SELECT level, round, digest, signature FROM mark WHERE chain_id = ? AND public_key_hash = ? AND slot = ?"
 _REPLACE = "INSERT OR REPLACE INTO mark VALUES (?, ?, ?, ?, ?, ?, ?)"
 _REMEMBER = "UPDATE mark SET signature = ? WHERE chain_id = ? AND public_key_hash = ? AND slot = ? AND digest = ?"
@@ -51,7 +55,7 @@ class Database:
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        self._connection = _open(path)
+        self._connection, self.is_new = _open(path)
         self._synced = True  # what the connection is set to
         self._suspect = False  # whether the disk has failed, and nothing was brought to it since
         try:
@@ -151,10 +155,7 @@ class Database:
             try:
                 found = os.stat(name)  # noqa: PTH116  # on the way of every signature
             except OSError as exc:
-                raise WatermarkStoreError(
-                    f"the watermark database's file {name} is gone: {exc.strerror}. Nothing is signed; put it back, or "
-                    "stop the signer without killing it (it then saves what it holds), and start it again"
-                ) from exc
+                raise WatermarkStoreError(self._gone(name, exc)) from exc
             if (found.st_dev, found.st_ino) != identity:
                 raise WatermarkStoreError(
                     f"the watermark database's file {name} was replaced by another file. Nothing is signed; restart "
@@ -162,6 +163,12 @@ class Database:
                 )
             if found.st_size < size:
                 raise _damaged(self.path, "it was cut short while in use")
+
+    def _gone(self, name: str, exc: OSError) -> str:
+        text = f"the watermark database's file {name} is gone: {exc.strerror}. Nothing is signed; "
+        if name == str(self.path):
+            return f"{text}{_RESTORE}: a restart without it forgets every mark"
+        return f"{text}stop the signer without killing it (it then saves what it holds), and start it again"
 
 
 def _identities(path: Path) -> list[tuple[str, tuple[int, int], int]]:
@@ -181,9 +188,11 @@ def _identity(key: MarkKey) -> tuple[str, str, str]:
     return key.chain_id, str(key.public_key_hash), key.slot.value
 
 
-def _open(path: Path) -> sqlite3.Connection:
+def _open(path: Path) -> tuple[sqlite3.Connection, bool]:
+    """The connection, and whether the database was made for it."""
     try:
-        if not exists(path):
+        is_new = not exists(path)
+        if is_new:
             _create(path)
         if path.stat().st_size == 0:
             raise _damaged(path, "it is empty")
@@ -198,7 +207,7 @@ def _open(path: Path) -> sqlite3.Connection:
     except BaseException:
         connection.close()
         raise
-    return connection
+    return connection, is_new
 
 
 def exists(path: Path) -> bool:
@@ -292,7 +301,5 @@ def store_error(path: Path, exc: Exception) -> WatermarkStoreError:
 
 def _damaged(path: Path, reason: str) -> WatermarkStoreError:
     return WatermarkStoreError(
-        f"watermark database {path} is damaged: {reason}. Nothing is signed. Keep it; restore a copy that "
-        "holds the last signed levels, or start a new one in an empty base_dir and raise each mark above the chain's "
-        "current level with: signer watermark set"
+        f"watermark database {path} is damaged: {reason}. Nothing is signed. Keep it; {_RESTORE}"
     )

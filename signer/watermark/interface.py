@@ -129,5 +129,9 @@ class WatermarkStore(Protocol):
         `MalformedRequestError` for a level or round out of range, `WatermarkStoreError` if the store is closed.
         """
 
+    @property
+    def failure(self) -> str:
+        """What keeps the store from setting marks now, for a person; empty if nothing is known to. No I/O."""
+
     def remember(self, key: MarkKey, digest: bytes, signature: str) -> None:
         """Store *signature* beside the mark if its digest still stands; in the background, never blocks."""

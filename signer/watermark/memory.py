@@ -12,6 +12,7 @@ class MemoryWatermarks:
     """Implements `signer.watermark.interface.WatermarkStore` without durability."""
 
     backend = "mem"
+    failure = ""
 
     def __init__(self) -> None:
         self._marks: dict[MarkKey, Mark] = {}

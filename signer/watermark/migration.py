@@ -24,6 +24,12 @@ def take_over(database: Database, directory: Path) -> None:
         put_together(database, pending)
         for source in pending:
             logger.info("watermarks were taken over", source=str(source.path), marks=len(source.entries))
+    if database.is_new and not database.all():
+        logger.warning(
+            "a new watermark database was made, without a mark: any level is signed. If a key has signed before, stop, "
+            "and restore or import its marks, or raise them with: signer watermark set",
+            database=str(database.path),
+        )
 
 
 def not_taken_over(database: Database, directory: Path) -> list[Source]:

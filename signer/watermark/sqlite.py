@@ -25,6 +25,10 @@ _SIGNATURE_DELAY = 0.02
 """Seconds that a finished signature waits for a transaction to ride in, before it gets one of its own. One that is
 lost with the process within this time is made again from the same bytes: signing is deterministic."""
 
+_FAILURE_MEMORY = 60.0
+"""Seconds that a failed commit counts as the state of the store. Then nobody knows: a load balancer that keeps requests
+away from a signer which isn't ready would never see it recover."""
+
 logger = structlog.get_logger(__name__)
 
 
@@ -67,6 +71,14 @@ class SqliteWatermarks:
         self._queue: queue.SimpleQueue[Advance | _Signature | None] = queue.SimpleQueue()
         self._token: trio.lowlevel.TrioToken | None = None
         self._open = False
+        self._failed = (float("-inf"), "")  # when (time.monotonic) the last commit failed, and how
+
+    @property
+    def failure(self) -> str:
+        if not self._open:
+            return "closed"
+        at, text = self._failed
+        return text if time.monotonic() - at < _FAILURE_MEMORY else ""
 
     async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
         database = await trio.to_thread.run_sync(self._open_database)
@@ -155,6 +167,7 @@ class SqliteWatermarks:
         if failure is not None:
             for one in pending:
                 one.error = failure
+        self._failed = (float("-inf"), "") if failure is None else (time.monotonic(), str(failure))
         self._observe(time.perf_counter() - began, failure)
 
     def _observe(self, seconds: float, failure: WatermarkStoreError | None) -> None:

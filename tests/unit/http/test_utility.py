@@ -61,6 +61,12 @@ async def test_whatever_is_wrong_is_named_per_vault(health: Health, shown: dict[
     assert body == {"ready": health.ready, "serving": health.serving, "vaults": shown}
 
 
+async def test_a_store_that_fails_is_named() -> None:
+    response = await ask("/healthz", Health(True, {"a": UP}, "the disk is full"))
+    body = json.loads(response.body)
+    assert (response.status, body["ready"], body["watermarks"]) == (503, False, "the disk is full")
+
+
 @pytest.mark.parametrize("health", [Health(True, {"a": UP}), Health(False, {"a": DOWN}), Health(False, {})])
 async def test_alive_whatever_the_vaults_do(health: Health) -> None:
     response = await ask("/livez", health)

@@ -3,10 +3,12 @@
 import errno
 import json
 from collections.abc import Iterator
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
 import pytest
+import structlog
 
 from signer.tezos.keys import PublicKeyHash, digest_text
 from signer.watermark import admin
@@ -165,8 +167,30 @@ def test_listing_changes_nothing(tmp_path: Path) -> None:
     write(tmp_path / "watermark_v2" / f"{CHAIN}.json", {TZ1: {"block": {"level": 10, "round": 1, "hash": VH}}})
     assert admin.list_marks(tmp_path) == [(key(Slot.BLOCK), Mark(10, 1, DIGEST))]
     assert [path.name for path in tmp_path.iterdir()] == ["watermark_v2"]
-    admin.set_mark(tmp_path, key(Slot.BLOCK), 5, 0)
-    assert admin.list_marks(tmp_path) == [(key(Slot.BLOCK), Mark(10, 1, DIGEST))]
+
+
+def test_what_would_be_taken_over_counts_for_changes(tmp_path: Path) -> None:
+    """What `list` shows is what `set` raises and `reset` forgets."""
+    write(tmp_path / "watermark_v2" / f"{CHAIN}.json", {TZ1: {"block": {"level": 10, "round": 1, "hash": VH}}})
+    with pytest.raises(MarkRefusedError, match="stands at level 10, round 1"):
+        admin.set_mark(tmp_path, key(Slot.BLOCK), 5, 0)
+    forgotten = admin.reset_mark(tmp_path, PKH, CHAIN, None, confirm_key=TZ1, confirm_chain=CHAIN)
+    assert forgotten == [(key(Slot.BLOCK), Mark(10, 1, DIGEST))]
+    assert admin.list_marks(tmp_path) == []
+
+
+def test_a_start_without_any_mark_is_said(tmp_path: Path) -> None:
+    """Whoever lost the database, and starts again, must not believe that its marks are still there."""
+    path = tmp_path / FILE_NAME
+    for expected in (1, 0):  # said once: afterwards an empty database is what the operator has
+        with structlog.testing.capture_logs() as logged, closing(Database(path)) as database:
+            take_over(database, tmp_path)
+        assert len([line for line in logged if "without a mark" in line["event"]]) == expected
+    path.unlink()
+    write(tmp_path / "watermark_v2" / f"{CHAIN}.json", {TZ1: {"block": {"level": 10, "round": 1, "hash": VH}}})
+    with structlog.testing.capture_logs() as logged, closing(Database(path)) as database:
+        take_over(database, tmp_path)
+    assert [line["log_level"] for line in logged] == ["info"]
 
 
 def test_an_export_without_marks_is_no_success(tmp_path: Path) -> None:

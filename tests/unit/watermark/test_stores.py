@@ -233,6 +233,20 @@ async def test_the_observer_hears_of_writes(tmp_path: Path) -> None:
     assert heard == [("write", True, None), ("write", True, "FileNotFoundError")]
 
 
+async def test_a_store_that_fails_says_so_until_it_works(tmp_path: Path) -> None:
+    store = SqliteWatermarks(tmp_path / FILE_NAME)
+    assert store.failure == "closed"
+    async with opened(store):
+        assert store.failure == ""
+        (tmp_path / FILE_NAME).rename(tmp_path / "aside")
+        with pytest.raises(WatermarkStoreError, match="a restart without it forgets every mark"):
+            await advance(store, 1)
+        assert "is gone" in store.failure
+        (tmp_path / "aside").rename(tmp_path / FILE_NAME)
+        await advance(store, 1)
+        assert store.failure == ""
+
+
 async def test_an_observer_that_fails_holds_nobody_up(tmp_path: Path) -> None:
     class Observer:
         def watermark_io(self, operation: str, seconds: float, error: str | None) -> None:

@@ -1,0 +1,45 @@
+"""How `python -m signer.enclave` starts, and how it says why it doesn't."""
+
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from tests.integration.conftest import DEADLINE, ENVIRONMENT
+
+
+def start(directory: Path, listen: str, *more: str) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", "signer.enclave", "--listen", listen, "--sealing", "local"]
+    command += ["--key-file", str(directory / "development.key"), *more]
+    return subprocess.run(
+        command, capture_output=True, text=True, timeout=DEADLINE, env=ENVIRONMENT, cwd=directory, check=False
+    )
+
+
+@pytest.mark.parametrize(
+    ("listen", "text"),
+    [
+        ("tcp:127.0.0.1:{port}", "Address already in use; another program listens there"),
+        ("tcp:192.0.2.1:7", "; this machine does not have that address"),
+        ("unix:{directory}/file:3", "another kind of file, which is not replaced; move the file away"),
+        ("unix:{directory}/none/v.sock:3", "No such file or directory; make the directory first"),
+    ],
+)
+def test_an_address_that_cannot_be_listened_on(tmp_path: Path, listen: str, text: str) -> None:
+    (tmp_path / "file").write_text("notes")
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        address = listen.format(port=taken.getsockname()[1], directory=tmp_path)
+        done = start(tmp_path, address, "--development")
+    assert done.returncode == 1
+    (line,) = done.stderr.splitlines()
+    assert line.startswith(f"Error: cannot listen on {address}: ")
+    assert text in line
+
+
+def test_development_sealing_must_be_wanted(tmp_path: Path) -> None:
+    done = start(tmp_path, "tcp:127.0.0.1:0")
+    assert done.returncode == 2
+    assert "add --development if that is what you want" in done.stderr
+    assert not (tmp_path / "development.key").exists()
