@@ -174,6 +174,10 @@ class _Service:
         for name, vault in self._vaults.items():
             if not vault.keys():
                 logger.error(f"No valid keys found in the vault {name}", detail=vault.health().detail)
+        listed = {str(key.public_key_hash) for key in keys}
+        missing = [] if self._vaults_away else sorted({str(pkh) for pkh in self._settings.tezos} - listed)
+        for pkh in missing:
+            logger.warning("a key of the configuration is in no vault", pkh=pkh)
         for key in () if no_list else keys:
             logger.info(
                 "Key",
@@ -183,6 +187,10 @@ class _Service:
                 active=key.policy is not None,
             )
         return keys
+
+    @property
+    def _vaults_away(self) -> bool:
+        return not all(vault.ready for vault in self._vaults.values())
 
     def _signing_api(self) -> SigningApi:
         server = self._settings.server

@@ -100,6 +100,7 @@ class Signing:
         self._flights: dict[tuple[PublicKeyHash, bytes, int], _Flight] = {}
         self._nursery: trio.Nursery | None = None
         self._verifier = _Verifier()
+        self._accounts = _Accounts()
 
     async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
         """Carry flights until cancelled; started once `sign` can be called.
@@ -109,6 +110,7 @@ class Signing:
         async with trio.open_nursery() as nursery:
             self._nursery = nursery
             nursery.start_soon(self._verifier.run)
+            nursery.start_soon(self._accounts.run)
             task_status.started()
             try:
                 await trio.sleep_forever()
@@ -156,7 +158,8 @@ class Signing:
             self._account_refusal(exc, log)
             raise
         assert flight.signature is not None
-        self._account_success(order, log, replayed=flight.replayed)
+        log.ended = trio.current_time()
+        self._accounts.add(partial(self._account_success, order, log, replayed=flight.replayed))
         return flight.signature
 
     async def prove_possession(self, pkh: PublicKeyHash, *, over: PublicKey | None = None, caller: Caller) -> Signature:
@@ -164,12 +167,19 @@ class Signing:
 
         It signs a public key under a domain tag of its own, never a protocol message: no watermark.
         """
-        policy = self._policy(pkh)
-        vault, key = await self._lookup(pkh)
-        check_possession(policy)
-        logger.info("Requesting proof of possession", pkh=str(pkh), vault=vault.kind, request_id=caller.request_id)
-        proof = await verified_possession(vault, key, over)
-        logger.info("Possession proved successfully", pkh=str(pkh), vault=vault.kind, request_id=caller.request_id)
+        facts = {"request_id": caller.request_id, "pkh": str(pkh)}
+        try:
+            policy = self._policy(pkh)
+            vault, key = await self._lookup(pkh)
+            check_possession(policy)
+            facts["vault"] = vault.kind
+            logger.info("Requesting proof of possession", **facts)
+            proof = await verified_possession(vault, key, over)
+        except SignerError as exc:
+            log = logger.warning if exc.status < 500 else logger.error
+            log(f"Error proving possession: {exc}", status=exc.status, **facts)
+            raise
+        logger.info("Possession proved successfully", **facts)
         return proof
 
     # -- before the watermark moves
@@ -221,6 +231,9 @@ class Signing:
             for vault in self._permitted_vaults(pkh):  # a key that another process has just stored
                 await vault.refresh()
             found = self._find(pkh)
+        if found is None and pkh in self._policies:
+            await self._wait_for_vaults(pkh)
+            found = self._find(pkh)
         if found is not None:
             return found
         states = {vault.name: vault.health() for vault in self._permitted_vaults(pkh)}
@@ -228,6 +241,13 @@ class Signing:
         if away and pkh in self._policies:  # it may well be there: the client should ask again
             raise UnavailableError(f"no vault can use {pkh} now ({'; '.join(away + _skipped(pkh, states))})")
         raise KeyNotFoundError("; ".join(["this key not found in any vault", *_skipped(pkh, states)]))
+
+    async def _wait_for_vaults(self, pkh: PublicKeyHash) -> None:
+        """Give vaults that are away their time to come up: one of them may have the key."""
+        async with trio.open_nursery() as nursery:
+            for vault in self._permitted_vaults(pkh):
+                if not vault.ready:
+                    nursery.start_soon(vault.wait_ready)
 
     # -- the flight
 
@@ -420,6 +440,41 @@ class _Verifier:
         return check.result
 
 
+class _Accounts:
+    """Metrics and log lines of what was signed. No client waits for them, so they are written after the answer."""
+
+    def __init__(self) -> None:
+        self._entries: list[Callable[[], None]] = []
+        self._wakeup = trio.Event()
+        self._running = False
+
+    def add(self, entry: Callable[[], None]) -> None:
+        self._entries.append(entry)
+        if self._running:
+            self._wakeup.set()
+        else:
+            self._write()
+
+    async def run(self) -> None:
+        self._running = True
+        try:
+            while True:
+                await self._wakeup.wait()
+                self._wakeup = trio.Event()
+                self._write()
+        finally:
+            self._running = False
+            self._write()
+
+    def _write(self) -> None:
+        entries, self._entries = self._entries, []
+        for entry in entries:
+            try:
+                entry()
+            except Exception:  # a bug in the account is no reason to stop signing
+                logger.exception("internal error: the account of a request is lost")
+
+
 class _Check:
     """One BLS signature that waits for its verification."""
 
@@ -444,6 +499,7 @@ class _RequestLog:
     request: Request | None = None
     vault: str | None = None
     raw: bytes | None = None  # only with log_payloads
+    ended: float | None = None  # None: now
 
     def success(self, *, replayed: bool) -> None:
         assert self.request is not None
@@ -473,6 +529,8 @@ class _RequestLog:
 
     def _fields(self) -> dict[str, object]:
         facts: dict[str, object] = {"request_id": self.caller.request_id, "pkh": str(self.pkh)}
+        if self.caller.address:
+            facts["peer"] = self.caller.address
         if self.vault is not None:
             facts["vault"] = self.vault
         if self.request is not None:
@@ -485,7 +543,8 @@ class _RequestLog:
                 facts["ops_total"] = len(set(self.request.operations))
         if self.raw is not None:
             facts["raw"] = self.raw.hex()
-        facts["duration_ms"] = round((trio.current_time() - self.began) * 1000, 3)
+        ended = trio.current_time() if self.ended is None else self.ended
+        facts["duration_ms"] = round((ended - self.began) * 1000, 3)
         return facts
 
 

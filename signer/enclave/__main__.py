@@ -1,6 +1,7 @@
 """`python -m signer.enclave`: the program in the enclave, the peer of the host's nitro vault."""
 
 import argparse
+import errno
 import os
 import signal
 import sys
@@ -36,6 +37,10 @@ class StartError(Exception):
     """The program cannot start; the text says why and what to do."""
 
 
+class ListenError(Exception):
+    """The address cannot be listened on; the text says why and what to do."""
+
+
 def main() -> None:
     """Parse the arguments, harden the process, serve until SIGTERM or SIGINT."""
     options = _parser().parse_args()
@@ -46,8 +51,8 @@ def main() -> None:
     except StartError as exc:
         print(f"Error: {exc}", file=sys.stderr)
         sys.exit(_USAGE_ERROR)
-    except OSError as exc:
-        print(f"Error: cannot listen on {options.listen}: {exc.strerror or exc}", file=sys.stderr)
+    except ListenError as exc:
+        print(f"Error: {exc}", file=sys.stderr)
         sys.exit(1)
 
 
@@ -118,27 +123,52 @@ def _sealing(options: argparse.Namespace) -> Sealing:
 
 async def _run(address: Address, sealing: Sealing) -> None:
     server = Server(lambda: Session(sealing))
+    listener = await _listen(address)
     async with trio.open_nursery() as nursery:
         nursery.start_soon(_stop_on_signal, server)
         match address:
             case UnixAddress(base, port):
-                listener = await listen_unix(base, mode=0o600)
                 _announce(address)
                 try:
                     await server.serve(listener, greet=Greeter(port).greet)
                 finally:
                     remove(base)
             case TcpAddress(host, _):
-                (listener, *others) = await listen(address)
-                for other in others:
-                    await other.aclose()
                 _announce(TcpAddress(host, listener.socket.getsockname()[1]))
                 await server.serve(listener)
             case VsockAddress():
-                (listener,) = await listen(address)
                 _announce(address)
                 await server.serve(listener)
         nursery.cancel_scope.cancel(reason="served to the end")
+
+
+async def _listen(address: Address) -> trio.SocketListener:
+    """The guest's side of *address*; raises `ListenError`."""
+    try:
+        if isinstance(address, UnixAddress):
+            return await listen_unix(address.base, mode=0o600)
+        (listener, *others) = await listen(address)
+    except OSError as exc:
+        raise ListenError(f"cannot listen on {address}: {exc.strerror or exc}; {_advice(address, exc)}") from exc
+    for other in others:
+        await other.aclose()
+    return listener
+
+
+def _advice(address: Address, exc: OSError) -> str:
+    match exc.errno:
+        case errno.EADDRINUSE:
+            return "another program listens there, perhaps an enclave program that is running already"
+        case errno.EADDRNOTAVAIL:
+            return "this machine does not have that address; for vsock use vsock:any:<port>"
+        case errno.EAFNOSUPPORT | errno.EPERM if isinstance(address, VsockAddress):
+            return "there is no vsock here; without an enclave use unix:<base>:<port>"
+        case errno.EEXIST:
+            return "move the file away, or take another path"
+        case errno.ENOENT | errno.ENOTDIR:
+            return "make the directory first"
+        case _:
+            return "take another --listen"
 
 
 async def _stop_on_signal(server: Server) -> None:

@@ -66,6 +66,9 @@ class Vault(Protocol):
     def ready(self) -> bool:
         """Whether a signature can be asked for now; cheap, read for every request."""
 
+    async def wait_ready(self) -> bool:
+        """Wait until a signature can be asked for, no longer than the vault allows; returns whether it can."""
+
     async def refresh(self) -> None:
         """Look for keys that another process has stored since; cheap when nothing has changed, never raises."""
 

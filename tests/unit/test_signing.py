@@ -85,6 +85,7 @@ class FakeVault:
         self.gate.set()
         self.ready = True
         self.detail = "away"
+        self.patience = 0.0  # seconds that `wait_ready` waits
         self.skipped: Mapping[str, str] = {}
         self.faults: list[Exception] = []
         self.tamper: Callable[[Signature], Signature] = lambda signature: signature
@@ -96,6 +97,12 @@ class FakeVault:
     async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
         task_status.started()
         await trio.sleep_forever()
+
+    async def wait_ready(self) -> bool:
+        with trio.move_on_after(self.patience):
+            while not self.ready:
+                await trio.sleep(0.01)
+        return self.ready
 
     async def refresh(self) -> None:
         await trio.lowlevel.checkpoint()
@@ -182,6 +189,8 @@ async def ask(signing: Signing, message: bytes, *, key: SecretKey = ED, version:
     """Have *message* signed, and check that what left is a signature of it."""
     signature = await signing.sign(key.public_key.hash, message, version=version, caller=CALLER)
     assert crypto.verify(key.public_key, message, signature, version=version)
+    for _ in range(2):  # the account is written after the answer
+        await trio.lowlevel.checkpoint()
     return signature
 
 
@@ -793,6 +802,58 @@ async def test_possession() -> None:
             await signing.prove_possession(TZ4, caller=CALLER)
         with pytest.raises(KeyNotFoundError):
             await signing.prove_possession(TZ1, caller=CALLER)
+
+
+async def test_a_refused_possession_is_logged_with_its_setting() -> None:
+    with capture_logs() as logs:
+        async with running(FakeVault(BLS)) as signing:
+            with pytest.raises(MalformedRequestError):
+                await signing.prove_possession(TZ4, caller=CALLER)
+    (line,) = logs
+    assert (line["log_level"], line["status"], line["pkh"]) == ("warning", 400, str(TZ4))
+    assert "allow_proof_of_possession" in line["event"]
+
+
+async def test_a_vault_that_comes_up_in_time_is_waited_for(autojump_clock: trio.testing.MockClock) -> None:
+    """Whoever asks while the signer starts loses no slot, and nobody waits for a key that is not configured."""
+    vault = FakeVault()
+    vault.ready, vault.patience, vault.hidden = False, 2.5, {}
+
+    async def come_up() -> None:
+        await trio.sleep(1)
+        vault.secrets[TZ1], vault.ready = ED, True
+
+    async with running(vault) as signing, trio.open_nursery() as nursery:
+        nursery.start_soon(come_up)
+        signature = await signing.sign(TZ1, attestation(1), version=2, caller=CALLER)
+        assert crypto.verify(ED.public_key, attestation(1), signature)
+        assert trio.current_time() == pytest.approx(1, abs=0.1)
+        vault.ready = False
+        with pytest.raises(KeyNotFoundError):
+            await signing.public_key(OTHERS[Curve.P256].public_key.hash)
+        assert trio.current_time() < 1.1
+
+
+async def test_a_bug_in_the_account_of_one_request_ends_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    def broken(*_: object) -> None:
+        raise RuntimeError("a bug")
+
+    async with running(FakeVault(ED)) as signing:
+        monkeypatch.setattr(signing._metrics, "signed", broken)
+        with capture_logs() as logs:
+            await ask(signing, attestation(1))
+        assert [line["event"] for line in logs] == ["internal error: the account of a request is lost"]
+        monkeypatch.undo()
+        with capture_logs() as logs:
+            await ask(signing, attestation(2))
+        assert [line["outcome"] for line in logs] == ["signed"]
+
+
+async def test_the_account_of_the_last_request_is_written_at_the_end() -> None:
+    with capture_logs() as logs:
+        async with running(FakeVault(ED)) as signing:
+            await signing.sign(TZ1, attestation(1), version=2, caller=CALLER)
+    assert [line["outcome"] for line in logs] == ["signed"]
 
 
 # -- the end

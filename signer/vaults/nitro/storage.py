@@ -103,14 +103,15 @@ class FileStorage:
         return entries
 
     def _entry(self, index: int, entry: object) -> StoredKey:
-        if isinstance(entry, dict):
-            address, blob = entry.get(_HASH), entry.get(_BLOB)
-            if isinstance(address, str) and isinstance(blob, str):
-                try:
-                    return StoredKey(address, base64.b64decode(blob, validate=True))
-                except binascii.Error:
-                    return StoredKey(address, b"")  # the enclave refuses it: skipped and reported, the others serve
-        raise self._damaged(f"entry {index + 1} lacks the texts {_HASH} and {_BLOB}")
+        """What the entry holds; a bad one has no blob: it is skipped and reported, and the others serve."""
+        fields = entry if isinstance(entry, dict) else {}
+        address, blob = fields.get(_HASH), fields.get(_BLOB)
+        if not isinstance(address, str):
+            address = f"entry {index + 1}"
+        try:
+            return StoredKey(address, base64.b64decode(blob, validate=True) if isinstance(blob, str) else b"")
+        except binascii.Error:
+            return StoredKey(address, b"")
 
     def _write(self, text: str) -> None:
         try:

@@ -123,9 +123,15 @@ class NitroVault:
     def keys(self) -> Mapping[PublicKeyHash, VaultKey]:
         return self._keys
 
+    async def wait_ready(self) -> bool:
+        with trio.move_on_after(self._timeouts.wait):
+            while not self.ready:
+                await self._changed.wait()
+        return self.ready
+
     def health(self) -> VaultHealth:
         if not self._linked:
-            detail = f"enclave at {self._address}: {self._failure}"
+            detail = self._failure
         elif not self._loaded:
             detail = "importing keys"
         else:
@@ -182,7 +188,7 @@ class NitroVault:
     # -- the link
 
     async def _stay_connected(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
-        delay, announced = FIRST_DELAY, False
+        delay, announced, log = FIRST_DELAY, False, logger.info
 
         def announce() -> None:
             nonlocal announced
@@ -192,10 +198,11 @@ class NitroVault:
 
         while True:
             began = trio.current_time()
-            logger.info(f"(Nitro): connecting to the enclave signer on {self._address}...", vault_name=self.name)
+            log(f"(Nitro): connecting to the enclave signer on {self._address}...", vault_name=self.name)
             failure = await self._live(announce)
             if failure != self._failure or self._loaded:
                 logger.error("the enclave link is down", vault_name=self.name, error=failure)
+            log = logger.info if self._loaded else logger.debug  # while it stays away, once is enough
             self._failure, self._loaded, self._epoch = failure, False, None
             self._notify()
             announce()
@@ -213,7 +220,7 @@ class NitroVault:
         except trio.TooSlowError:
             return f"(Nitro): dial {self._address}: no answer within {self._timeouts.connect:g} s"
         except OSError as exc:
-            return f"(Nitro): dial {self._address}: {exc.strerror or exc}"
+            return f"(Nitro): dial {self._address}: {_reason(exc)}"
         except (trio.BrokenResourceError, trio.ClosedResourceError) as exc:  # reset within a hybrid handshake
             return f"(Nitro): dial {self._address}: connection lost: {exc.__cause__ or type(exc).__name__}"
         except SignerError as exc:
@@ -320,6 +327,8 @@ class NitroVault:
             pkh = PublicKeyHash.from_base58(stored.public_key_hash)
             if pkh in epoch.handles:
                 return
+            if not stored.blob:
+                raise VaultError("the entry has no encrypted_private_key in Base64")
             result = await epoch.session.call(Import(stored.blob))
             assert isinstance(result, Imported)
             if result.public_key.hash != pkh:
@@ -408,8 +417,17 @@ class NitroVault:
 
     def _unavailable(self, reason: str) -> VaultUnavailableError:
         return VaultUnavailableError(
-            f"(Nitro): the enclave at {self._address} cannot be asked now, try again: {reason}"
+            f"(Nitro): the enclave cannot be asked now, try again: {reason.removeprefix('(Nitro): ')}"
         )
+
+
+def _reason(exc: OSError) -> str:
+    """What the system said; Trio puts the errors of a host's several addresses into a group behind its own."""
+    cause: BaseException | None = exc.__cause__
+    while isinstance(cause, BaseExceptionGroup):
+        cause = cause.exceptions[-1]
+    told = cause if isinstance(cause, OSError) else exc
+    return told.strerror or str(told)
 
 
 def _signature(result: Result) -> Signature:

@@ -297,6 +297,10 @@ class LocalVault:
     async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
         task_status.started()
 
+    async def wait_ready(self) -> bool:
+        await trio.lowlevel.checkpoint()
+        return True
+
     async def refresh(self) -> None:
         await trio.lowlevel.checkpoint()
 
@@ -358,6 +362,7 @@ async def test_a_signed_request_is_one_line_with_its_facts(start: Start) -> None
         "outcome": "signed",
         "request_id": "r0",
         "pkh": "tz1haTDx9MiA53qTAkchH9sUWoKfFABN6ggh",
+        "peer": "192.0.2.1",
         "vault": "Local",
         "request": "attestation",
         "chain_id": CHAIN,

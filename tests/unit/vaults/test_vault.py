@@ -47,6 +47,9 @@ def path(tmp_path: Path) -> Path:
     return tmp_path / "enclave_keys.json"
 
 
+OTHER = PublicKeyHash(Curve.P256, bytes(20))
+
+
 async def signs(vault: NitroVault, pkh: PublicKeyHash, message: bytes = b"m") -> bool:
     signature = await vault.sign(pkh, message, version=2)
     return crypto.verify(vault.keys()[pkh].public_key, message, signature)
@@ -172,14 +175,19 @@ async def test_blobs_that_cannot_be_used(path: Path, nursery: trio.Nursery) -> N
     entries[0]["encrypted_private_key"] = "!!!"
     entries[1]["encrypted_private_key"] = entries[2]["encrypted_private_key"]
     entries.append({"public_key_hash": "tz1nonsense", "encrypted_private_key": "AQID"})
+    entries += [{"public_key_hash": str(OTHER)}, {"public_key_hash": 5}, "text"]
     path.write_text(json.dumps(entries))
     async with running(path, enclave) as vault:
         health = vault.health()
         assert list(vault.keys()) == [third]
         assert health.ready
-        assert "encryption error: format" in health.skipped[str(first)]
+        assert "no encrypted_private_key in Base64" in health.skipped[str(first)]
         assert f"holds the key of {third}" in health.skipped[str(second)]
         assert "gotez" in health.skipped["tz1nonsense"]
+        assert "no encrypted_private_key in Base64" in health.skipped[str(OTHER)]
+        assert {"entry 6", "entry 7"} < set(health.skipped)
+        await vault.generate(Curve.P256)
+    assert json.loads(path.read_text())[:-1] == entries, "whoever mends them still has them"
 
 
 async def test_keys_of_another_process_are_found(path: Path, nursery: trio.Nursery) -> None:
@@ -216,7 +224,7 @@ def test_the_file_refuses_duplicates_and_damage(path: Path) -> None:
     )
     with pytest.raises(KeyExistsError, match="already"):
         storage.append(pkh, b"")
-    for content in ("{}", "[5]", '[{"public_key_hash": 5}]', "[", b"\xff"):
+    for content in ("{}", "5", "[", b"\xff"):
         path.write_bytes(content if isinstance(content, bytes) else content.encode())
         with pytest.raises(StorageError, match=str(path)):
             storage.load()
