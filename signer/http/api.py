@@ -35,6 +35,7 @@ _VERSIONS = {"0": 0, "1": 1}
 LATEST_VERSION = 2
 _MAX_PARAMETERS = 100  # in the query of a request
 _MAX_SHOWN = 64  # characters of what should be an address, in a log line
+_MAX_TEXT = 128  # characters of a path or a host name, in a log line
 
 
 class SigningService(Protocol):
@@ -71,13 +72,24 @@ class SigningApi:
 
     async def respond(self, request: ApiRequest) -> ApiResponse:
         """The answer to *request*; never raises. Errors are a JSON list, with the status that clients act on."""
-        segments = _segments(request.path)
-        if request.path.endswith("/") or segments[: len(self._prefix)] != self._prefix:
-            return not_found()
-        match segments[len(self._prefix) :]:
+        route = self._route(request.path)
+        match route:
+            case ["keys", key] if request.method == "POST":
+                return await self._sign(request, key)  # its one line in the log is that of the signing
+        began = time.perf_counter()
+        response = await self._look_up(request, route)
+        _log(request, response, began)
+        return response
+
+    def _route(self, path: str) -> list[str]:
+        """The segments of *path* below the prefix; none for a path elsewhere."""
+        segments, own = _segments(path), len(self._prefix)
+        return [] if path.endswith("/") or segments[:own] != self._prefix else segments[own:]
+
+    async def _look_up(self, request: ApiRequest, route: list[str]) -> ApiResponse:
+        """The answer to what is no signing request."""
+        match route:
             case ["keys", key]:
-                if request.method == "POST":
-                    return await self._sign(request, key)
                 return await self._get(request, "GET, POST", lambda: self._public_key(key))
             case ["authorized_keys"]:
                 return await self._get(request, "GET", self._authorized_keys)
@@ -106,19 +118,26 @@ class SigningApi:
 
     async def _sign(self, request: ApiRequest, key: str) -> ApiResponse:
         began = time.perf_counter()
-        response = await self._guarded(request, lambda: self._signature(request, key))
+        response = await self._guarded(request, lambda: self._signature(request, key, began))
         self._metrics.handled(key, status_text(response.status), time.perf_counter() - began)
         return response
 
-    async def _signature(self, request: ApiRequest, key: str) -> ApiResponse:
+    async def _signature(self, request: ApiRequest, key: str, began: float) -> ApiResponse:
         caller = self._caller(request)
         try:
             pkh = PublicKeyHash.from_base58(key)
             version = _VERSIONS.get(_parameter(request.query, "version"), LATEST_VERSION)
             message = parse_payload(request.body)
         except (MalformedRequestError, TezosError) as exc:  # what gets further is logged by the signer
-            facts = {"request_id": caller.request_id, "pkh": key[:_MAX_SHOWN], "outcome": "refused", "status": 400}
-            logger.error(f"Error signing request: {exc}", **facts)
+            logger.error(
+                f"Error signing request: {exc}",
+                request_id=caller.request_id,
+                peer=request.peer,
+                pkh=key[:_MAX_SHOWN],
+                outcome="refused",
+                status=400,
+                duration_ms=_milliseconds_since(began),
+            )
             raise
         signature = await self._service.sign(pkh, message, version=version, caller=caller)
         return json_response({"signature": str(signature)})
@@ -151,6 +170,22 @@ class SigningApi:
 
 class _Answer(Protocol):
     async def __call__(self) -> ApiResponse: ...
+
+
+def _log(request: ApiRequest, response: ApiResponse, began: float) -> None:
+    """One line for a request that signs nothing: a client with a wrong address would otherwise fail in silence."""
+    log = logger.debug if response.status < 400 else logger.warning
+    log(
+        f"{request.method[:_MAX_SHOWN]} {request.path[:_MAX_TEXT]}",
+        status=response.status,
+        duration_ms=_milliseconds_since(began),
+        hostname=request.host[:_MAX_TEXT],
+        peer=request.peer,
+    )
+
+
+def _milliseconds_since(began: float) -> float:
+    return round((time.perf_counter() - began) * 1000, 3)
 
 
 def _segments(path: str) -> list[str]:

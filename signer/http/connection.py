@@ -22,6 +22,7 @@ from signer.http.values import ApiRequest, ApiResponse, error_response
 logger = structlog.get_logger(__name__)
 
 MAX_HEAD = 32 * 1024  # bytes of request line and headers; an authentication parameter alone can have 3.3 kB
+_HEAD_TOO_LARGE = f"the request's head (request line and headers) is larger than {MAX_HEAD} bytes"
 _QUOTED = re.compile(r"bytearray\(b(.*)\)")  # how h11 shows what it can't read
 _CHUNK = 65536  # bytes of one read
 _BREATH = 100  # events of one request's body between two looks at what else is to do
@@ -99,8 +100,7 @@ class Connection:
         except _RefusedError as exc:
             refusal = exc
         except h11.RemoteProtocolError as exc:
-            reason = _QUOTED.sub(lambda match: match[1], str(exc))
-            refusal = _RefusedError(exc.error_status_hint, f"bad HTTP request: {reason}")
+            refusal = _bad_request(exc)
         except (trio.BrokenResourceError, trio.ClosedResourceError):
             return
         if refusal is not None:
@@ -136,7 +136,7 @@ class Connection:
         if not isinstance(event, h11.Request):
             return None
         if sum(len(name) + len(value) for name, value in event.headers) + len(event.target) > MAX_HEAD:
-            raise _RefusedError(431, f"the request's head is larger than {MAX_HEAD} bytes")  # in one piece
+            raise _RefusedError(431, _HEAD_TOO_LARGE)  # it came in one piece, which h11 lets pass
         if event.http_version not in (b"1.0", b"1.1"):
             raise _RefusedError(505, "this server speaks HTTP/1.1")
         names = {name for name, _ in event.headers}
@@ -183,7 +183,8 @@ class Connection:
         path, _, query = head.target.decode("latin-1").partition("?")
         if not path.startswith("/"):  # the absolute form, as sent to proxies; or `*`
             path = "/" + path.partition("://")[2].partition("/")[2]
-        return ApiRequest(head.method.decode(), unquote(path) if "%" in path else path, query, body, self._peer)
+        host = next((value.decode("latin-1") for name, value in head.headers if name == b"host"), "")
+        return ApiRequest(head.method.decode(), unquote(path) if "%" in path else path, query, body, self._peer, host)
 
     # -- answering
 
@@ -220,6 +221,13 @@ class Connection:
                     discarded += len(data)
         except (trio.BrokenResourceError, trio.ClosedResourceError):
             return
+
+
+def _bad_request(exc: h11.RemoteProtocolError) -> _RefusedError:
+    if exc.error_status_hint == 431:
+        return _RefusedError(431, _HEAD_TOO_LARGE)
+    reason = _QUOTED.sub(lambda match: match[1], str(exc))
+    return _RefusedError(exc.error_status_hint, f"bad HTTP request: {reason}")
 
 
 def _peer(stream: trio.SocketStream) -> str:

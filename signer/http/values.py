@@ -20,6 +20,7 @@ class ApiRequest:
     query: str = ""
     body: bytes = b""
     peer: str = ""  # the TCP peer's address; forwarding headers are not believed
+    host: str = ""  # the Host header
 
 
 @dataclass(frozen=True, slots=True)

@@ -283,7 +283,7 @@ BAD_BODIES = [
     (b'"13', "invalid JSON"),
     (b"'13'", "invalid JSON"),
     (b'"13" "13"', "invalid JSON"),
-    (b"1" * 10_000, "invalid JSON"),
+    (b"-" + b"9" * 200_000, "json: cannot unmarshal number into Go value of type string"),
     (b"data=13", "invalid JSON"),
 ]
 
@@ -458,8 +458,56 @@ async def test_signing_requests_are_counted_by_address_and_status_and_no_others(
 @pytest.mark.parametrize(("key", "body"), [(TZ1, b'"0g"'), (TZ1, b""), ("tz1" + "x" * 500, b'"03"')])
 async def test_a_signing_request_that_is_none_is_logged_in_one_line(key: str, body: bytes) -> None:
     with capture_logs() as lines:
-        text = error_text(await ask("POST", f"/keys/{key}", body), 400)
+        api = SigningApi(FakeSigning(), metrics=Metrics())
+        text = error_text(await api.respond(ApiRequest("POST", f"/keys/{key}", body=body, peer="192.0.2.1")), 400)
     (line,) = lines
     assert line["event"] == f"Error signing request: {text}"
     assert (line["log_level"], line["pkh"], line["outcome"]) == ("error", key[:64], "refused")
     assert line["request_id"]
+    assert line["peer"] == "192.0.2.1"
+    assert 0 <= line["duration_ms"] < 60_000
+
+
+@pytest.mark.parametrize(
+    ("method", "path", "error", "level", "status"),
+    [
+        ("POST", f"/wrong/keys/{TZ1}", None, "warning", 404),
+        ("GET", f"/keys/{TZ1}", KeyNotFoundError("none"), "warning", 404),
+        ("GET", "/keys/nonsense", None, "warning", 400),
+        ("GET", "/known_keys", None, "warning", 403),
+        ("PUT", f"/keys/{TZ1}", None, "warning", 405),
+        ("GET", f"/keys/{TZ1}", None, "debug", 200),
+        ("GET", "/authorized_keys", None, "debug", 200),
+    ],
+)
+async def test_what_signs_nothing_is_logged_in_one_line(
+    method: str, path: str, error: Exception | None, level: str, status: int
+) -> None:
+    api = SigningApi(FakeSigning(error), metrics=Metrics())
+    with capture_logs() as lines:
+        response = await api.respond(ApiRequest(method, path, peer="192.0.2.1", host="signer:6732"))
+    (line,) = lines
+    assert 0 <= line.pop("duration_ms") < 60_000
+    assert line == {
+        "event": f"{method} {path}",
+        "log_level": level,
+        "status": status,
+        "hostname": "signer:6732",
+        "peer": "192.0.2.1",
+    }
+    assert response.status == status
+
+
+async def test_a_log_line_has_bounds() -> None:
+    with capture_logs() as lines:
+        await SigningApi(FakeSigning(), metrics=Metrics()).respond(
+            ApiRequest("X" * 9000, "/" + "x" * 9000, host="h" * 9000)
+        )
+    (line,) = lines
+    assert (len(line["event"]), len(line["hostname"])) == (64 + 1 + 128, 128)
+
+
+async def test_a_signing_request_leaves_its_line_to_the_signer() -> None:
+    with capture_logs() as lines:
+        assert (await ask("POST", f"/keys/{TZ1}", b'"03"')).status == 200
+    assert lines == []

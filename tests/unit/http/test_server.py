@@ -201,7 +201,7 @@ def chunked(body: bytes, size: int) -> bytes:
 async def test_a_request_is_handed_on_as_values(server: Server) -> None:
     client = await server.connect()
     reply = await client.ask(post(b'"03"', "X-Forwarded-For: 203.0.113.9", path="//keys/%41?version=1&a=%20"))
-    assert server.api.requests == [ApiRequest("POST", "//keys/A", "version=1&a=%20", b'"03"', "127.0.0.1")]
+    assert server.api.requests == [ApiRequest("POST", "//keys/A", "version=1&a=%20", b'"03"', "127.0.0.1", "x")]
     assert (reply.status, json.loads(reply.body)) == (200, {"path": "//keys/A", "body": '"03"'})
     assert reply.headers["content-type"] == "application/json; charset=utf-8"
     assert "connection" not in reply.headers
@@ -363,7 +363,7 @@ async def test_a_head_that_does_not_end_is_refused_at_its_limit(server: Server, 
     client = await server.connect()
     reply = await client.ask(head)
     assert (reply.status, reply.headers["connection"]) == (431, "close")
-    assert reply.error
+    assert reply.error == f"the request's head (request line and headers) is larger than {MAX_HEAD} bytes"
 
 
 async def test_an_authentication_of_a_post_quantum_key_fits_into_the_head(server: Server) -> None:
