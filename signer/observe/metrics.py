@@ -4,7 +4,6 @@ Label values are bounded: what a client can choose freely (an address of no key 
 folded into `unknown` or `other`, so that nobody fills the memory of signer and Prometheus (weakness 42).
 """
 
-import platform
 from collections.abc import Sequence
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
@@ -92,7 +91,7 @@ class Metrics:
             "Build of this program",
             ["path", "version", "checksum", "revision", "branch"],
             registry=registry,
-        ).labels("nitro-signer", __version__, "(unknown)", "(unknown)", platform.python_version()).set(1)
+        ).labels("nitro-signer", __version__, "(unknown)", "(unknown)", "(unknown)").set(1)
 
     def exposition(self) -> bytes:
         """The text that `/metrics` answers."""

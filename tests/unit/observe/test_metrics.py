@@ -5,6 +5,7 @@ from collections import Counter
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
+from signer import __version__
 from signer.observe.metrics import Metrics
 
 TZ1 = "tz1LggX2HUdvJ1tF4Fvv8fjsrzLeW4Jr9t2Q"
@@ -69,6 +70,17 @@ def test_each_metric_has_the_labels_of_the_reference(name: str, labels: str) -> 
     ]
     assert found
     assert all(names == set(labels.split()) for names in found)
+
+
+def test_what_is_not_known_of_the_build_says_so() -> None:
+    (sample,) = (
+        sample
+        for family in text_string_to_metric_families(Metrics().exposition().decode())
+        for sample in family.samples
+        if sample.name == "signatory_build_info"
+    )
+    assert [sample.labels[name] for name in ("checksum", "revision", "branch")] == ["(unknown)"] * 3
+    assert sample.labels["version"] == __version__
 
 
 @pytest.mark.parametrize(
