@@ -10,6 +10,7 @@ from signer.tezos.kinds import OPERATION_KINDS, REQUEST_KINDS
 
 _NOT_HEXADECIMAL = "not a hexadecimal text with an even number of digits"
 _MAX_LINE = 2 * 1024 * 1024 + 64  # characters of one request in hexadecimal
+_TOO_LONG = f"the line is longer than {_MAX_LINE} characters"
 
 
 def _print_kinds(title: str, kinds: tuple[str, ...], *, as_json: bool) -> None:
@@ -46,19 +47,25 @@ def decode(requests: tuple[str, ...], *, signing_version: int, strict: bool) -> 
 
     A request that the signer refuses gives {"error": ...}.
     """
-    from signer.tezos.requests import describe
-
     refused = False
     for text in requests or _lines():
-        try:
-            data = bytes.fromhex(_digits(text))
-        except ValueError:
-            facts: dict[str, object] = {"error": _NOT_HEXADECIMAL}
-        else:
-            facts = describe(data, version=signing_version)
+        facts = _facts(text, signing_version)
         refused = refused or "error" in facts
         click.echo(json.dumps(facts))
     return 1 if refused and strict else 0
+
+
+def _facts(text: str | None, version: int) -> dict[str, object]:
+    """What is printed for one request; *text* is None for a line that is too long."""
+    from signer.tezos.requests import describe
+
+    if text is None:
+        return {"error": _TOO_LONG}
+    try:
+        data = bytes.fromhex(_digits(text))
+    except ValueError:
+        return {"error": _NOT_HEXADECIMAL}
+    return describe(data, version=version)
 
 
 def _digits(text: str) -> str:
@@ -68,15 +75,16 @@ def _digits(text: str) -> str:
     return digits
 
 
-def _lines() -> Iterator[str]:
-    """The lines of standard input; of one that is too long, enough to be refused."""
+def _lines() -> Iterator[str | None]:
+    """The lines of standard input; None for one that is too long."""
     stdin = standard_input()
     while line := stdin.readline(_MAX_LINE):
         if len(line) == _MAX_LINE and not line.endswith(b"\n"):
             while (rest := stdin.readline(_MAX_LINE)) and not rest.endswith(b"\n"):
                 pass
-            line = b"too long"
-        yield line.decode("ascii", "replace")
+            yield None
+        else:
+            yield line.decode("ascii", "replace")
 
 
 COMMANDS = (list_requests, list_ops, decode)

@@ -127,4 +127,4 @@ def test_a_line_that_is_too_long_is_one_refusal() -> None:
     stdin = b"00" * 3_000_000 + b"\n" + b"03\n" + b"00" * 3_000_000
     lines = [json.loads(line) for line in call("decode", stdin=stdin).out.splitlines()]
     assert ["error" in line for line in lines] == [True] * 3
-    assert lines[0] == lines[2] != lines[1]
+    assert lines[0] == lines[2] == {"error": "the line is longer than 2097216 characters"} != lines[1]
