@@ -37,6 +37,7 @@ Passphrase = Callable[[], str | None]
 """Asked for only when the key is encrypted; None means there is none."""
 
 ACCEPTED = "Base58 (edsk, spsk, p2sk, BLsk and their encrypted forms edesk, spesk, p2esk, BLesk), PEM or DER"
+_ACCEPTED_KEYS = "accepted: Ed25519, secp256k1 and P-256"
 
 _PLAIN: dict[Prefix, Curve] = {
     base58.ED25519_SEED: Curve.ED25519,
@@ -65,6 +66,11 @@ _SALT_LENGTH = 8  # bytes
 _ITERATIONS = 32768  # of PBKDF2-HMAC-SHA-512
 _NONCE = bytes(24)  # the salt makes the key unique, so the nonce may stay zero
 _DER_SEQUENCE = 0x30
+# A private key in PEM, or a word in Base58 (no line of PEM can look like that by chance).
+_ONE_OF_SEVERAL = re.compile(
+    rb"-----BEGIN [A-Z0-9 ]*PRIVATE KEY-----"
+    rb"|(?<![0-9A-Za-z+/=])(?:edsk|spsk|p2sk|BLsk|edesk|spesk|p2esk|BLesk)[1-9A-HJ-NP-Za-km-z]{40,}(?![0-9A-Za-z+/=])"
+)
 _DEK_INFO = re.compile(rb"^DEK-Info: *([A-Za-z0-9-]+),([0-9A-Fa-f]*)\r?$", re.MULTILINE)
 # Hexadecimal digits of the initialization vector; the library panics at others.
 _DEK_LENGTHS = {b"AES-128-CBC": 32, b"AES-192-CBC": 32, b"AES-256-CBC": 32, b"DES-EDE3-CBC": 16, b"DES-CBC": 16}
@@ -121,6 +127,8 @@ def _base58(text: str, passphrase: Passphrase) -> SecretKey:
 
 
 def _load(curve: Curve, secret: bytes) -> SecretKey:
+    if curve is not Curve.ED25519 and not any(secret):  # a seed of Ed25519 is no number
+        raise InvalidKeyError(f"the {curve.name} secret key is zero, which is no key")
     return load_secret_key(curve, _to_text_order(curve, secret))
 
 
@@ -149,6 +157,9 @@ def _bytes(passphrase: str) -> bytes:
 
 
 def _pem(text: bytes, passphrase: Passphrase) -> SecretKey:
+    number = len(_ONE_OF_SEVERAL.findall(text))
+    if number > 1:  # the library would read the first, and say nothing of the others
+        raise UnknownFormatError(f"the text holds {number} secret keys; give each by itself")
     label, _, headers = text.partition(b"\n")
     encrypted = b"ENCRYPTED" in label or headers.lstrip().startswith(b"Proc-Type:")
     initialization = _DEK_INFO.search(text)
@@ -182,8 +193,8 @@ def _foreign(
         if encrypted:
             raise WrongPassphraseError("gotez: unable to decrypt the private key") from None
         raise _PasswordMissingError from None
-    except UnsupportedAlgorithm:
-        raise InvalidKeyError("crypt: unsupported key type; accepted: Ed25519, secp256k1 and P-256") from None
+    except UnsupportedAlgorithm as exc:
+        raise _unsupported_curve(exc) from None
     except ValueError:
         if encrypted:
             raise WrongPassphraseError("gotez: unable to decrypt the private key") from None
@@ -193,4 +204,16 @@ def _foreign(
     if isinstance(key, ec.EllipticCurvePrivateKey) and key.curve.name in _EC_CURVES:
         scalar = key.private_numbers().private_value.to_bytes(_SECRET_LENGTH, "big")
         return load_secret_key(_EC_CURVES[key.curve.name], scalar)
-    raise InvalidKeyError("crypt: unsupported key type; accepted: Ed25519, secp256k1 and P-256")
+    if isinstance(key, ec.EllipticCurvePrivateKey):
+        raise InvalidKeyError(f"crypt: unsupported key type; {_ACCEPTED_KEYS}")
+    algorithm = type(key).__name__.removesuffix("PrivateKey")
+    raise InvalidKeyError(f"x509: unsupported algorithm: {algorithm}; {_ACCEPTED_KEYS}")
+
+
+def _unsupported_curve(exc: UnsupportedAlgorithm) -> InvalidKeyError:
+    if "explicit" in str(exc):
+        return InvalidKeyError(
+            "crypt: unsupported key type: the curve's parameters are written out, and a named curve is needed; "
+            "rewrite the key with: openssl ec -param_enc named_curve"
+        )
+    return InvalidKeyError(f"crypt: unsupported key type; {_ACCEPTED_KEYS}")

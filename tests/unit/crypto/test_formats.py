@@ -1,13 +1,14 @@
 """Every form in which a secret key may come, and what a wrong one is told; never a byte of the secret."""
 
 import pytest
-from cryptography.hazmat.primitives.asymmetric import ec, ed25519, rsa
+from cryptography.hazmat.primitives.asymmetric import ec, ed448, ed25519, rsa
 from cryptography.hazmat.primitives.serialization import (
     BestAvailableEncryption,
     Encoding,
     KeySerializationEncryption,
     NoEncryption,
     PrivateFormat,
+    PublicFormat,
 )
 from hypothesis import given
 from hypothesis import strategies as st
@@ -21,9 +22,25 @@ from signer.crypto import (
     load_secret_key,
 )
 from signer.crypto.formats import UnknownFormatError, encrypt, parse_secret_key, to_base58
+from signer.tezos import base58
 from signer.tezos.keys import Curve
 
 KEYS = {curve: load_secret_key(curve, bytes(range(1, 33))) for curve in Curve}
+
+
+# openssl ecparam -name secp256k1 -genkey -noout -param_enc explicit
+EXPLICIT_SECP256K1 = """\
+-----BEGIN EC PRIVATE KEY-----
+MIIBUQIBAQQgSypPg2lePofBJ09W4DwB03FM0G9iTLezZLGlqVuixHmggeMwgeAC
+AQEwLAYHKoZIzj0BAQIhAP////////////////////////////////////7///wv
+MEQEIAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAABCAAAAAAAAAAAAAA
+AAAAAAAAAAAAAAAAAAAAAAAAAAAABwRBBHm+Zn753LusVaBilc6HCwcCm/zbLc4o
+2VnygVsW+BeYSDradyajxGVdpPv8DhEIqP0XtEimhVQZnEfQj/sQ1LgCIQD/////
+///////////////+uq7c5q9IoDu/0l6M0DZBQQIBAaFEA0IABFaHcixgIBhR0cb2
+E/7Gn/dQngcErOhD4Qx854PMBFkeIVR7Fm88TMDMo/d+jHM81MvRR7+mq6nBKWF1
+Fspivyg=
+-----END EC PRIVATE KEY-----
+"""
 
 
 def never() -> str:
@@ -66,8 +83,6 @@ def test_the_known_encrypted_key() -> None:
 
 
 def test_the_long_edsk() -> None:
-    from signer.tezos import base58
-
     key = KEYS[Curve.ED25519]
     text = base58.encode(base58.ED25519_SECRET_KEY, bytes(key.secret_bytes()) + key.public_key.data)
     assert parse_secret_key(text.encode(), never).public_key == key.public_key
@@ -99,8 +114,48 @@ def test_other_keys_are_named() -> None:
     with pytest.raises(InvalidKeyError, match="crypt: unsupported key type"):
         parse_secret_key(other, never)
     rsa_key = rsa.generate_private_key(65537, 2048).private_bytes(Encoding.DER, PrivateFormat.PKCS8, NoEncryption())
-    with pytest.raises(InvalidKeyError, match="crypt: unsupported key type"):
+    with pytest.raises(InvalidKeyError, match="^x509: unsupported algorithm: RSA; accepted: Ed25519, secp256k1"):
         parse_secret_key(rsa_key, never)
+    ed448_key = ed448.Ed448PrivateKey.generate().private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption())
+    with pytest.raises(InvalidKeyError, match="^x509: unsupported algorithm: Ed448"):
+        parse_secret_key(ed448_key, never)
+
+
+def test_a_curve_whose_parameters_are_written_out() -> None:
+    """The right curve, but not by its name: to say that secp256k1 is accepted would lead nowhere."""
+    with pytest.raises(InvalidKeyError, match="a named curve is needed") as caught:
+        parse_secret_key(EXPLICIT_SECP256K1.encode(), never)
+    assert "accepted" not in str(caught.value)
+
+
+@pytest.mark.parametrize("second", ["-----BEGIN", " -----BEGIN", "edsk", "\tunencrypted:spsk", "p2esk"])
+def test_a_second_key_is_not_passed_over(second: str) -> None:
+    first = private(Curve.P256).private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption()).decode()
+    keys = {
+        "-----BEGIN": first,
+        " -----BEGIN": " " + first,
+        "edsk": to_base58(KEYS[Curve.ED25519]),
+        "\tunencrypted:spsk": "\tunencrypted:" + to_base58(KEYS[Curve.SECP256K1]) + "\r\n",
+        "p2esk": encrypt(KEYS[Curve.P256], "password", bytes(8)),
+    }
+    with pytest.raises(UnknownFormatError, match="^the text holds 2 secret keys; give each by itself$"):
+        parse_secret_key((first + keys[second]).encode(), never)
+
+
+def test_what_is_no_second_key_may_follow() -> None:
+    """OpenSSL writes the curve in front of the key; people keep the public key behind it."""
+    key = private(Curve.SECP256K1)
+    before = "-----BEGIN EC PARAMETERS-----\nBgUrgQQACg==\n-----END EC PARAMETERS-----\n"
+    text = key.private_bytes(Encoding.PEM, PrivateFormat.TraditionalOpenSSL, NoEncryption()).decode()
+    after = key.public_key().public_bytes(Encoding.PEM, PublicFormat.SubjectPublicKeyInfo).decode()
+    found = parse_secret_key((before + text + after).encode(), never)
+    assert found.public_key == KEYS[Curve.SECP256K1].public_key
+
+
+@pytest.mark.parametrize("prefix", [base58.SECP256K1_SECRET_KEY, base58.P256_SECRET_KEY, base58.BLS_SECRET_KEY])
+def test_zero_is_no_key(prefix: base58.Prefix) -> None:
+    with pytest.raises(InvalidKeyError, match="secret key is zero"):
+        parse_secret_key(base58.encode(prefix, bytes(32)).encode(), never)
 
 
 @pytest.mark.parametrize(
