@@ -76,6 +76,8 @@ def _parse_keys(_ctx: click.Context, _parameter: click.Parameter, values: tuple[
         if kind not in TYPES or not (number.isascii() and number.isdigit()) or int(number) > 1000:
             raise click.BadParameter(f"expected {'|'.join(TYPES)}=NUMBER, at most 1000, got {value!r}")
         wanted[kind] = int(number)
+    if not any(wanted.values()):
+        raise click.BadParameter("a demo needs at least one key")
     return wanted
 
 

@@ -56,13 +56,24 @@ def _with_vaults(work: Callable[[Settings, Mapping[str, Vault]], Awaitable[None]
     trio.run(run)
 
 
-def _vault(vaults: Mapping[str, Vault], name: str, operation: str) -> Vault:
+def _vault(settings: Settings, vaults: Mapping[str, Vault], name: str, operation: str) -> Vault:
     vault = vaults.get(name)
     if vault is None:
-        raise ImportError_(f"import: vault {name} is not found")
+        raise ImportError_(f"import: {_not_found(settings, name)}")
     if vault.kind not in _CAN_CREATE:
         raise ImportError_(f"import: vault {name} doesn't support {operation} operation")
     return vault
+
+
+def _not_found(settings: Settings, name: str) -> str:
+    """The reference's text, and what to look at."""
+    if name in settings.vaults:
+        reason = "it is in the configuration but cannot be used now, the log above says why"
+    elif settings.vaults:
+        reason = f"the configuration has: {', '.join(settings.vaults)}"
+    else:
+        reason = "the configuration has no vaults"
+    return f"vault {name} is not found; {reason}"
 
 
 def _required(vault: str | None) -> str:
@@ -82,7 +93,7 @@ def list_command(*, vault: str | None, as_json: bool) -> None:
         from signer import service
 
         if vault is not None and vault not in vaults:
-            raise ConfigurationError(f"vault {vault} is not found")
+            raise ConfigurationError(_not_found(settings, vault))
         keys = service.listed_keys(settings, vaults)
         _print_keys([key for key in keys if vault in (None, key.vault.name)], as_json=as_json)
 
@@ -114,7 +125,7 @@ def generate(*, vault: str | None, num: int, key_type: str, as_json: bool) -> No
     name, curve = _required(vault), Curve[_TYPES[key_type]]
 
     async def work(settings: Settings, vaults: Mapping[str, Vault]) -> None:
-        target, made = _vault(vaults, name, "generate"), []
+        target, made = _vault(settings, vaults, name, "generate"), []
         try:
             with _progress("generating", num) as advance:
                 for _ in range(num):
@@ -155,7 +166,8 @@ def import_command(
 ) -> None:
     """Bring secret keys into a vault: from --from FILE, the arguments, standard input, or a prompt.
 
-    The first of these that is there is taken; --from holds one key, standard input one or several, one a line.
+    --from and arguments exclude each other; without them standard input is read, or a prompt asks on a terminal.
+    --from holds one key, standard input one or several, one a line.
     Base58 (plain or encrypted), PEM and DER are read. Prints nothing on success but log lines.
     """
     configure_logs()
@@ -169,10 +181,11 @@ def import_command(
             err=True,
         )
     if secrets and source is not None:
+        # The reference takes the file and passes over the arguments: whoever gave both would miss keys.
         raise click.UsageError("give the keys by --from or as arguments, not both")
     keys = _parse_all(_read_secrets(secrets, source), _passphrase(password, password_file))
     try:
-        _with_vaults(lambda _settings, vaults: _import_all(_vault(vaults, name, "import"), keys))
+        _with_vaults(lambda settings, vaults: _import_all(_vault(settings, vaults, name, "import"), keys))
     finally:
         for key in keys:
             key.wipe()
@@ -199,7 +212,7 @@ async def _import_all(vault: Vault, keys: list[SecretKey]) -> None:
 
 def _parse_all(texts: list[bytes], passphrase: Callable[[], str | None]) -> list[SecretKey]:
     """Every key, before the first is stored: a slip in the last one leaves nothing half done."""
-    from signer.crypto import CryptoError
+    from signer.crypto import CryptoError, PassphraseNeededError
     from signer.crypto.formats import parse_secret_key
 
     keys: list[SecretKey] = []
@@ -209,7 +222,8 @@ def _parse_all(texts: list[bytes], passphrase: Callable[[], str | None]) -> list
         except CryptoError as exc:
             for key in keys:
                 key.wipe()
-            raise ImportError_(f"{_which(number, texts)}{exc}") from None
+            advice = "; use --password-file" if isinstance(exc, PassphraseNeededError) else ""
+            raise ImportError_(f"{_which(number, texts)}{exc}{advice}") from None
     return keys
 
 

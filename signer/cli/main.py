@@ -5,6 +5,7 @@ loaded by the command that needs them, so that `--help` and `decode` answer at o
 """
 
 import contextlib
+import itertools
 import os
 import sys
 
@@ -82,7 +83,7 @@ def run(arguments: list[str]) -> int:
             click.echo(f"Error: {error}", err=True)
         return 1
     except Exception as exc:
-        if "debug" in arguments:
+        if _debugging(arguments):
             raise
         click.echo(
             f"Error: internal error ({type(exc).__name__}); --log debug shows the trace, please report it", err=True
@@ -91,6 +92,13 @@ def run(arguments: list[str]) -> int:
     else:
         return result if isinstance(result, int) else 0
     return 0
+
+
+def _debugging(arguments: list[str]) -> bool:
+    """Whether `--log debug` or `--log=debug` is given; the parser's own answer is gone by the time of an error."""
+    levels = [level for option, level in itertools.pairwise(arguments) if option == "--log"]
+    levels += [argument.removeprefix("--log=") for argument in arguments if argument.startswith("--log=")]
+    return not {"debug", "trace"}.isdisjoint(levels)
 
 
 def _without_output(status: int) -> int:

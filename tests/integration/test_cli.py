@@ -215,7 +215,7 @@ def test_list(setup: Setup) -> None:
         "allow_proof_of_possession": False,
     }
     assert run(setup, "list", "-v", "nitro").out == done.out
-    assert refused(run(setup, "list", "-v", "other")) == "vault other is not found"
+    assert refused(run(setup, "list", "-v", "other")) == "vault other is not found; the configuration has: nitro"
 
 
 def test_without_its_enclave(setup: Setup) -> None:
@@ -224,8 +224,9 @@ def test_without_its_enclave(setup: Setup) -> None:
     done = run(setup, "list")
     assert (done.status, done.out) == (0, ""), "a vault that fails is skipped"
     assert 'level=error msg="Error initializing vault, skipping..." vault_name=nitro' in done.err
-    assert refused(run(setup, "generate", "-v", "nitro")) == "import: vault nitro is not found"
-    assert refused(run(setup, "import", "-v", "nitro", stdin=TZ1_SECRET.encode())) == "import: vault nitro is not found"
+    text = "import: vault nitro is not found; it is in the configuration but cannot be used now, the log above says why"
+    assert refused(run(setup, "generate", "-v", "nitro")) == text
+    assert refused(run(setup, "import", "-v", "nitro", stdin=TZ1_SECRET.encode())) == text
 
 
 # -- import
@@ -327,7 +328,8 @@ def test_import_of_an_encrypted_key_without_its_password(shared: Setup, tmp_path
     (tmp_path / "password").write_text(PASSWORD + "r\n")
     done = run(shared, "import", "-v", "nitro", "--password-file", str(tmp_path / "password"), stdin=text)
     assert refused(done, key) == "gotez: unable to decrypt the private key"
-    assert "passphrase" in refused(run(shared, "import", "-v", "nitro", stdin=text), key)
+    advice = "the secret key is encrypted and no passphrase was given; use --password-file"
+    assert refused(run(shared, "import", "-v", "nitro", stdin=text), key) == advice
     assert str(key.public_key.hash) not in stored(shared)
 
 

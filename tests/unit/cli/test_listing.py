@@ -113,8 +113,9 @@ def test_v_means_vault_everywhere(tmp_path: Path, name: str) -> None:
     assert done.err.startswith("Error: ")
     assert done == call(name, "--vault", "nowhere", *common)
     assert "No such option" not in done.err
-    expected = {"list": "vault nowhere is not found", "prove-possession": f"{TZ1} is not listed in config"}
-    assert expected.get(name, "import: vault nowhere is not found") in done.err
+    missing = "vault nowhere is not found; the configuration has no vaults"
+    expected = {"list": missing, "prove-possession": f"{TZ1} is not listed in config"}
+    assert expected.get(name, f"import: {missing}") in done.err
 
 
 @pytest.mark.parametrize("name", ["import", "generate"])
@@ -122,6 +123,21 @@ def test_the_vault_is_required(name: str) -> None:
     done = call(name, "-c", "")
     assert (done.status, done.out) == (1, "")
     assert done.err.startswith(f'Error: required flag(s) "vault" not set\nUsage: signer {name} ')
+
+
+@pytest.mark.parametrize("level", [("--log", "debug"), ("--log=debug",), ("--log", "trace"), ("--log=trace",)])
+def test_the_trace_of_a_bug_shows_at_debug(level: tuple[str, ...], monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(*_: object, **__: object) -> None:
+        raise ZeroDivisionError("a bug")
+
+    monkeypatch.setattr("signer.cli.requests._print_kinds", fail)
+    done = call("list-ops", "--log=info")
+    assert (done.status, done.out) == (1, "")
+    assert done.err.startswith("Error: internal error (ZeroDivisionError); --log debug shows the trace")
+    with pytest.raises(ZeroDivisionError):
+        call("list-ops", *level)
+    with pytest.raises(ZeroDivisionError):
+        call(*level, "list-ops")
 
 
 def test_unknown_key_type() -> None:
@@ -141,6 +157,7 @@ def test_unknown_key_type() -> None:
         (("generate", "-v", "x", "-n", "0"), "0 is not in the range", "signer generate"),
         (("watermark", "nothing"), "No such command 'nothing'", "signer watermark"),
         (("demo", "--keys", "tz5=1"), "expected tz1|tz2|tz3|tz4=NUMBER", "signer demo"),
+        (("demo", "--keys", "tz4=0"), "a demo needs at least one key", "signer demo"),
     ],
 )
 def test_usage_errors(arguments: tuple[str, ...], text: str, usage: str) -> None:
