@@ -9,12 +9,16 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 import yaml
+from yaml.parser import ParserError
 
 Path = tuple[str | int, ...]
 Value = dict[str, "Value"] | list["Value"] | str | int | float | bool | None
 
 _VARIABLE = re.compile(r"\$(\$?)\{([A-Za-z_][A-Za-z0-9_]*)\}")
-_QUOTED = re.compile("'[^']{3,}'")
+_QUOTED = re.compile(r"""(\w+ )?(?:'([^']*)'|"([^"]*)")""")
+# How the parser names tokens: `<scalar>`, `,`, `]`.
+_TOKENS = {token.id for token in vars(yaml.tokens).values() if isinstance(token, type) and hasattr(token, "id")}
+_TYPES = ("null", "bool", "int", "float", "binary", "timestamp", "omap", "pairs", "set", "str", "seq", "map")
 _MAX_NODES = 100_000  # with what anchors repeat
 _MAX_DEPTH = 32  # of containers; the deepest configuration has five
 _MERGE = "tag:yaml.org,2002:merge"
@@ -35,6 +39,7 @@ class Document:
     value: Value = None
     lines: dict[Path, int] = field(default_factory=dict)
     faults: list[tuple[Path, str]] = field(default_factory=list)
+    unset: set[Path] = field(default_factory=set)  # of values with a variable that isn't set: they say nothing
 
 
 def parse(text: str, environ: Mapping[str, str]) -> Document:
@@ -50,15 +55,36 @@ def parse(text: str, environ: Mapping[str, str]) -> Document:
             loader.dispose()
     except yaml.MarkedYAMLError as exc:
         mark = exc.problem_mark or exc.context_mark
-        raise YamlError(_without_values(exc.problem or exc.context or ""), mark.line + 1 if mark else None) from None
+        text = _without_values(exc.problem or exc.context or "", names_tokens=isinstance(exc, ParserError))
+        raise YamlError(text, mark.line + 1 if mark else None) from None
     except (yaml.YAMLError, ValueError, RecursionError) as exc:
         raise YamlError(_without_values(str(exc).splitlines()[0]), None) from None
     return document
 
 
-def _without_values(text: str) -> str:
-    """The parser's message without what it quotes, which may be half of a secret."""
-    return _QUOTED.sub("'...'", text)
+def _without_values(text: str, *, names_tokens: bool = False) -> str:
+    """The message without what it quotes of the file, which may be half of a secret.
+
+    What was expected stays, and so does the kind of token that was found; a character that was found does not.
+    """
+
+    def replace(match: re.Match[str]) -> str:
+        before, quoted = match[1] or "", match[2] or match[3]
+        known = before in ("expected ", "or ") or (names_tokens and quoted in _TOKENS) or quoted == "\\t"
+        return match[0] if known else f"{before}'...'"
+
+    shown = _QUOTED.sub(replace, text)
+    if "'...' that cannot start any token" in shown:
+        return "a value that begins with @, ` or % must be quoted"
+    return shown
+
+
+def _unfit(tag: str) -> str:
+    """What to say of a value that doesn't fit its tag; a tag that isn't YAML's own may be a secret without quotes."""
+    kind = tag.removeprefix("tag:yaml.org,2002:")
+    if kind in _TYPES:
+        return f"not a value of type {kind}"
+    return "a value that begins with ! must be quoted"
 
 
 class _Builder:
@@ -82,7 +108,7 @@ class _Builder:
         try:
             value = self._loader.construct_object(node)
         except Exception:  # a value that doesn't fit its tag: anything at all comes from the constructors
-            raise YamlError(f"not a value of type {node.tag.rpartition(':')[2]}", node.start_mark.line + 1) from None
+            raise YamlError(_unfit(node.tag), node.start_mark.line + 1) from None
         if isinstance(value, str):
             return self._expand(value, path)
         if value is None or isinstance(value, bool | int | float):
@@ -114,6 +140,7 @@ class _Builder:
             value = self._environ.get(match[2])
             if value is None:
                 self._document.faults.append((path, f"the environment variable {match[2]} is not set"))
+                self._document.unset.add(path)
                 return ""
             return value
 

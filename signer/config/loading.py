@@ -21,11 +21,12 @@ from pydantic_core import ErrorDetails
 from signer.config import models
 from signer.config._yaml import Document, Value, YamlError, parse
 from signer.config._yaml import Path as KeyPath
-from signer.config.models import MISSING_KEY_ID, NitroSettings, Policy, Settings
+from signer.config.models import MISSING_KEY_ID, MISSING_KEY_TYPE, NitroSettings, Policy, Settings
 from signer.config.policies import compile_policy
+from signer.config.report import refusals
 from signer.errors import ConfigurationError
 from signer.tezos.errors import TezosError
-from signer.tezos.keys import PublicKeyHash
+from signer.tezos.keys import Curve, PublicKeyHash
 
 VAULT_DRIVERS: dict[str, type[BaseModel]] = {"nitro": NitroSettings, "awskms": models.AwsCredentials}
 STORAGE_DRIVERS = ("file", "aws", "dynamodb")
@@ -39,8 +40,30 @@ _NITRO_ENVIRONMENT = {
     "proxy_remote_address": "PROXY_REMOTE_ADDRESS",
 }
 _NAME = "([A-Za-z_][A-Za-z0-9_]*)"
-_SHELL_VARIABLE = re.compile(rf"\${_NAME}")
-_SHELL_VARIABLE_OR_BRACED = re.compile(rf"\$(?:{_NAME}|\{{{_NAME}\}})")
+_SHELL_VARIABLE = re.compile(rf"\$(\$?){_NAME}")  # the second $ takes away the meaning of the first
+_SHELL_VARIABLE_OR_BRACED = re.compile(rf"\$(\$?)(?:{_NAME}|\{{{_NAME}\}})")
+_START = re.compile(rf"\$(?=\{{{_NAME}\}})")
+_START_IN_PATH = re.compile(rf"\$(?={_NAME}|\{{{_NAME}\}})")
+_ANY_HOST = ("", "0.0.0.0", "[::]")  # noqa: S104  # compared, not listened on
+_WORDS = {
+    "model_type": "expected a map",
+    "dict_type": "expected a map",
+    "mapping_type": "expected a map",
+    "list_type": "expected a list",
+    "string_type": "expected a text",
+    "path_type": "expected a path",
+    "bool_type": "expected true or false",
+    "bool_parsing": "expected true or false",
+    "int_type": "expected an integer",
+    "int_parsing": "expected an integer",
+    "int_from_float": "expected an integer",
+    "float_type": "expected a number",
+    "float_parsing": "expected a number",
+    "finite_number": "expected a number",
+    "missing": "is missing",
+}
+_SOME_KEY = PublicKeyHash(Curve.ED25519, bytes(20))  # in place of one that can't be read, to look at its policy
+_NO_BASE_DIR = "Key: 'Config.BaseDir' Error:Field validation for 'BaseDir' failed on the 'required' tag"
 _M = TypeVar("_M", bound=BaseModel)
 _MAX_FILE = 4 * 1024 * 1024  # bytes
 
@@ -114,9 +137,22 @@ def _read(path: str) -> str:
 
 def _expand(variables: re.Pattern[str], text: str, environ: Mapping[str, str]) -> tuple[str, list[str]]:
     """*text* with its variables replaced, and the names of those that aren't set."""
-    names = [match[match.lastindex or 1] for match in variables.finditer(text)]
-    expanded = variables.sub(lambda match: environ.get(match[match.lastindex or 1], ""), text)
-    return expanded, [name for name in names if name not in environ]
+    missing: list[str] = []
+
+    def replace(match: re.Match[str]) -> str:
+        name = match[match.lastindex or 1]
+        if match[1]:
+            return match[0][1:]
+        if name not in environ:
+            missing.append(name)
+        return environ.get(name, "")
+
+    return variables.sub(replace, text), missing
+
+
+def escaped(text: str, *, path: bool = False) -> str:
+    """*text* for a configuration file, so that no `${NAME}` in it is replaced; in a *path*, no `$NAME` either."""
+    return (_START_IN_PATH if path else _START).sub("$$", text)
 
 
 class _Loader:
@@ -124,24 +160,18 @@ class _Loader:
 
     def __init__(self, document: Document, name: str, environ: Mapping[str, str]) -> None:
         self._document = document
-        self._name = name
+        self._origin = models.Origin(name, document.lines)
         self._environ = environ
         self._faults: list[tuple[int, str]] = []  # line, text
         for path, text in document.faults:
-            self.fault(path, text)
+            self._note(path, text)
 
     def fault(self, path: KeyPath, text: str) -> None:
-        line = next(
-            (
-                self._document.lines[path[:end]]
-                for end in range(len(path), -1, -1)
-                if path[:end] in self._document.lines
-            ),
-            None,
-        )
-        where = f"{self._name}:{line}" if line is not None else self._name
-        dotted = ".".join(map(str, path))
-        self._faults.append((line or 0, f"{where}: {dotted}: {text}" if dotted else f"{where}: {text}"))
+        if path not in self._document.unset:  # that is said already, and the value is none
+            self._note(path, text)
+
+    def _note(self, path: KeyPath, text: str) -> None:
+        self._faults.append((self._origin.line(path) or 0, self._origin.placed(path, text)))
 
     @property
     def faults(self) -> list[str]:
@@ -163,24 +193,39 @@ class _Loader:
         names = tuple(tree["vaults"]) if isinstance(tree.get("vaults"), dict) else ()
         self._vaults(tree)
         self._policies(tree, names)
-        return self._validate(Settings, tree, ())
+        settings = self._validate(Settings, tree, ())
+        if settings is not None:
+            settings.came_from(self._origin)
+            if _overlap(settings.server.address, settings.server.utility_address):
+                self.fault(("server", "utility_address"), "server.address takes this port already")
+            if self._faults:  # those of a good file are for the command to say: some do without
+                for path, text in refusals(settings):
+                    self.fault(path, text)
+        return settings
 
     def _base_dir(self, flag: str, value: object) -> object:
-        text = flag or value
-        if isinstance(text, str):
-            text = self._shell(text, ("base_dir",), braced=bool(flag))  # in the file, braces are expanded already
-            if not text:
-                self.fault(
-                    ("base_dir",),
-                    "Key: 'Config.BaseDir' Error:Field validation for 'BaseDir' failed on the 'required' tag",
-                )
+        if flag:
+            return self._base_dir_of_flag(flag)
+        if isinstance(value, str):
+            value = self._shell(value, ("base_dir",))  # braces are expanded already
+            if not value:
+                self.fault(("base_dir",), _NO_BASE_DIR)
+        return value
+
+    def _base_dir_of_flag(self, flag: str) -> str:
+        text, missing = _expand(_SHELL_VARIABLE_OR_BRACED, flag, self._environ)
+        for name in missing:
+            self._faults.append((0, f"--base-dir: the environment variable {name} is not set"))
+        if not text and not missing:
+            self._faults.append((0, f"--base-dir: {_NO_BASE_DIR}"))
         return text
 
-    def _shell(self, text: str, path: KeyPath, *, braced: bool = False) -> str:
+    def _shell(self, text: str, path: KeyPath) -> str:
         """`$NAME`, which the reference expands in paths."""
-        expanded, missing = _expand(_SHELL_VARIABLE_OR_BRACED if braced else _SHELL_VARIABLE, text, self._environ)
+        expanded, missing = _expand(_SHELL_VARIABLE, text, self._environ)
         for name in missing:
-            self.fault(path, f"the environment variable {name} is not set")
+            self._note(path, f"the environment variable {name} is not set")
+            self._document.unset.add(path)
         return expanded
 
     def _drop_nulls(self, tree: dict[str, Any], section: str) -> None:
@@ -211,7 +256,8 @@ class _Loader:
                 what = f"Vaults[{name}]" + ("" if entry is None else ".Driver")
                 last = what.rpartition(".")[2]
                 self.fault(
-                    path, f"Key: 'Config.{what}' Error:Field validation for '{last}' failed on the 'required' tag"
+                    (*path, "driver") if isinstance(entry, dict) and "driver" in entry else path,
+                    f"Key: 'Config.{what}' Error:Field validation for '{last}' failed on the 'required' tag",
                 )
                 continue
             model = VAULT_DRIVERS.get(str(entry["driver"]))
@@ -227,8 +273,6 @@ class _Loader:
             config = _without_nulls(entry.get("config") or {})
             if model is NitroSettings and isinstance(config, dict):
                 config = self._nitro(config, (*path, "config"))
-                if not config.get("encryption_key_id"):
-                    self.fault((*path, "config"), MISSING_KEY_ID)
             validated = self._validate(model, config, (*path, "config"))
             if validated is not None:
                 checked[name] = entry | {"config": validated}
@@ -245,12 +289,13 @@ class _Loader:
                 continue
             if self._is_usable(path, key, variable, value):
                 filled[key] = value
+        if not filled.get("encryption_key_id"):
+            if (*path, "encryption_key_id") not in self._document.unset:
+                self.fault(path, MISSING_KEY_ID)
+            filled["encryption_key_id"] = "missing"  # it hides no other fault
         storage = filled.get("storage")
         if isinstance(storage, dict):
-            self._check_storage(storage, (*path, "storage"))
-            if isinstance(storage.get("config"), str):
-                expanded = self._shell(storage["config"], (*path, "storage", "config"))
-                filled["storage"] = storage | {"config": expanded}
+            filled["storage"] = self._storage(storage, (*path, "storage"))
         return filled
 
     def _is_usable(self, path: KeyPath, key: str, variable: str, value: str) -> bool:
@@ -258,18 +303,23 @@ class _Loader:
         try:
             NitroSettings.model_validate({"encryption_key_id": "x", key: value})
         except ValidationError as exc:
-            self.fault(path, f"the environment variable {variable}: {exc.errors()[0]['msg']}, got {value!r}")
+            self.fault(path, f"the environment variable {variable}: {_plain_words(exc.errors()[0])}, got {value!r}")
             return False
         return True
 
-    def _check_storage(self, storage: Mapping[str, Any], path: KeyPath) -> None:
-        driver = storage.get("driver", "file")
+    def _storage(self, storage: Mapping[str, Any], path: KeyPath) -> dict[str, Any]:
+        """*storage* with its path expanded; without the path if that is none."""
+        driver, file = storage.get("driver", "file"), storage.get("config")
         if driver not in STORAGE_DRIVERS:
             self.fault(
                 (*path, "driver"), f"(Nitro): unknown key storage {driver}" + _nearest(str(driver), STORAGE_DRIVERS)
             )
-        elif driver == "file" and not isinstance(storage.get("config"), str | None):
+        if isinstance(file, str):
+            return {**storage, "config": self._shell(file, (*path, "config"))}
+        if driver == "file" and file is not None:
             self.fault((*path, "config"), "expected the path of the key file")
+            return {**storage, "config": None}
+        return dict(storage)
 
     def _policies(self, tree: dict[str, Any], vaults: tuple[str, ...]) -> None:
         """Check each key's policy by itself, so that one fault hides no other."""
@@ -280,12 +330,12 @@ class _Loader:
         for address, written in section.items():
             path: KeyPath = ("tezos", address)
             policy = None if written is None else self._validate(Policy, written, path)
+            pkh = _SOME_KEY
             try:
                 pkh = PublicKeyHash.from_base58(address)
+                checked[pkh] = policy
             except TezosError as exc:
                 self.fault(path, str(exc))
-                continue
-            checked[pkh] = policy
             for key, text in compile_policy(pkh, policy).faults:
                 self.fault((*path, key), text)
             if policy is not None and policy.vault is not None and policy.vault not in vaults:
@@ -293,13 +343,48 @@ class _Loader:
         tree["tezos"] = checked
 
     def _validate(self, model: type[_M], value: object, path: KeyPath) -> _M | None:
-        try:
-            return model.model_validate(value)
-        except ValidationError as exc:
-            for error in exc.errors(include_url=False, include_input=False):
-                location = tuple(part for part in error["loc"] if not _is_artificial(part))
-                self.fault((*path, *location), _text(model, error, location))
-            return None
+        """*value* as *model*. What is wrong is noted and left out, so that it hides no fault of another kind.
+
+        With a fault noted nobody gets to see the settings. None where too little is left.
+        """
+        for _ in range(2):
+            try:
+                return model.model_validate(value)
+            except ValidationError as exc:
+                wrong: list[KeyPath] = []
+                for error in exc.errors(include_url=False, include_input=False):
+                    if error["type"] == MISSING_KEY_TYPE:
+                        continue  # said already, or a consequence of what is left out
+                    location = tuple(part for part in error["loc"] if not _is_artificial(part))
+                    self.fault((*path, *location), _text(model, error, location))
+                    wrong.append(location)
+                for location in reversed(wrong):  # the last items of a list first: the others keep their places
+                    value = _without(value, location)
+        return None
+
+
+def _without(value: Any, location: KeyPath) -> Any:
+    """A copy of *value* less what is at *location*."""
+    if not location:
+        return value
+    first, rest = location[0], location[1:]
+    if isinstance(value, dict) and first in value:
+        kept: Any = dict(value)
+        kept[first] = _without(value[first], rest)
+    elif isinstance(value, list) and isinstance(first, int) and first < len(value):
+        kept = list(value)
+        kept[first] = _without(value[first], rest)
+    else:
+        return value
+    if not rest:
+        del kept[first]
+    return kept
+
+
+def _overlap(one: str, other: str) -> bool:
+    """Whether two listeners (`host:port`) get into each other's way."""
+    (host, _, port), (other_host, _, other_port) = one.rpartition(":"), other.rpartition(":")
+    return int(port) == int(other_port) and (host == other_host or not {host, other_host}.isdisjoint(_ANY_HOST))
 
 
 def _without_nulls(value: Any) -> Any:
@@ -319,8 +404,14 @@ def _text(model: type[BaseModel], error: ErrorDetails, location: KeyPath) -> str
         return "unknown key" + _nearest(str(location[-1]), _keys_at(model, location[:-1]))
     if error["type"] == "hostname_port" and location[:1] == ("server",):
         name = {"address": "Address", "utility_address": "UtilityAddress"}.get(str(location[-1]), "")
-        return f"Key: 'Config.Server.{name}' Error:Field validation for '{name}' failed on the 'hostname_port' tag"
-    return error["msg"]
+        tag = f"Key: 'Config.Server.{name}' Error:Field validation for '{name}' failed on the 'hostname_port' tag"
+        return f"{tag}; {error['msg']}"
+    return _plain_words(error)
+
+
+def _plain_words(error: ErrorDetails) -> str:
+    """What pydantic says, without its own words: nobody knows its types."""
+    return _WORDS.get(error["type"]) or error["msg"].replace("Input should be", "must be")
 
 
 def _nearest(word: str, known: Iterable[str]) -> str:

@@ -7,6 +7,7 @@ seconds, sizes in bytes.
 import ipaddress
 import re
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Self
 
@@ -16,6 +17,7 @@ from pydantic import (
     BeforeValidator,
     ConfigDict,
     Field,
+    PrivateAttr,
     SecretStr,
     field_validator,
     model_validator,
@@ -23,12 +25,15 @@ from pydantic import (
 from pydantic_core import PydanticCustomError
 
 from proxy import address
+from signer.config._yaml import Path as KeyPath
 from signer.tezos.errors import TezosError
 from signer.tezos.keys import PublicKey, PublicKeyHash, parse_chain_id
 
 DEFAULT_BASE_DIR = "/var/lib/signatory"
+KEY_FILE = "enclave_keys.json"  # in the base directory
 DEFAULT_CID = 16  # commonly the first that nitro-cli hands out
 DEFAULT_ENCLAVE_PORT = 2000
+_HOST_PORT = "expected host:port, such as 127.0.0.1:6732 or :6732, with a port from 1 to 65535"
 _MAX_UINT32 = 2**32 - 1
 _HOST = re.compile(r"[A-Za-z0-9]([A-Za-z0-9-]{0,62})(\.[A-Za-z0-9]([A-Za-z0-9-]{0,62}))*\.?")
 
@@ -40,11 +45,12 @@ class Strict(BaseModel):
 
 
 MISSING_KEY_ID = "(Nitro): missing encryption key id"
+MISSING_KEY_TYPE = "key_id"  # of the error
 
 
 def _host_port(text: object) -> object:
     if not isinstance(text, str) or not is_host_port(text):
-        raise PydanticCustomError("hostname_port", "expected host:port, a port from 1 to 65535")
+        raise PydanticCustomError("hostname_port", _HOST_PORT)
     return text
 
 
@@ -189,6 +195,8 @@ class NitroSettings(Strict):
                 raise PydanticCustomError("address", "{text}", {"text": str(exc)}) from None
             if isinstance(parsed, address.VsockAddress) and parsed.cid == address.VSOCK_ANY:
                 raise PydanticCustomError("address", "vsock:any is where to listen; give the CID of the enclave")
+            if parsed.port == 0:
+                raise PydanticCustomError("address", "port 0 is none to connect to")
         return value
 
     @field_validator("credentials", mode="before")
@@ -200,7 +208,7 @@ class NitroSettings(Strict):
     @classmethod
     def _remote(cls, value: str) -> str:
         if value and not is_host_port(value):
-            raise PydanticCustomError("hostname_port", "expected host:port, a port from 1 to 65535")
+            raise PydanticCustomError("hostname_port", _HOST_PORT)
         return value
 
     @model_validator(mode="after")
@@ -208,7 +216,7 @@ class NitroSettings(Strict):
         if self.enclave_address is not None and (self.enclave_cid is not None or self.enclave_port is not None):
             raise PydanticCustomError("address", "enclave_address takes the place of enclave_cid and enclave_port")
         if not self.encryption_key_id:
-            raise PydanticCustomError("key_id", MISSING_KEY_ID)
+            raise PydanticCustomError(MISSING_KEY_TYPE, MISSING_KEY_ID)
         return self
 
     @property
@@ -276,8 +284,29 @@ def _address_key(text: object) -> object:
 KeyHash = Annotated[PublicKeyHash, BeforeValidator(_address_key)]
 
 
+@dataclass(frozen=True, slots=True)
+class Origin:
+    """Where settings were read: the file's name, and the line of each key."""
+
+    name: str
+    lines: Mapping[KeyPath, int]
+
+    def line(self, path: KeyPath) -> int | None:
+        """The line of *path*, or of the nearest thing around it that the file has."""
+        around = (path[:end] for end in range(len(path), -1, -1))
+        return next((self.lines[place] for place in around if place in self.lines), None)
+
+    def placed(self, path: KeyPath, text: str) -> str:
+        """*text* behind file, line and key."""
+        line, dotted = self.line(path), ".".join(map(str, path))
+        where = self.name if line is None else f"{self.name}:{line}"
+        return f"{where}: {dotted}: {text}" if dotted else f"{where}: {text}"
+
+
 class Settings(Strict):
     """The whole configuration."""
+
+    _origin: Origin | None = PrivateAttr(None)
 
     server: Server = Server()
     vaults: dict[str, Vault] = {}
@@ -285,3 +314,11 @@ class Settings(Strict):
     watermark: Watermark = Watermark()
     policy_hook: PolicyHook | None = None
     base_dir: Path = Path(DEFAULT_BASE_DIR)
+
+    def came_from(self, origin: Origin) -> None:
+        """Note where the settings were read, for what is said about them later."""
+        self._origin = origin
+
+    def placed(self, path: KeyPath, text: str) -> str:
+        """*text* behind the place of *path* in the file, as far as there is one."""
+        return (self._origin or Origin("configuration", {})).placed(path, text)

@@ -7,9 +7,10 @@ from typing import Any
 import yaml
 from pydantic import SecretStr
 
-from signer.config.models import NitroSettings, Settings, Strict
+from signer.config._yaml import Path as KeyPath
+from signer.config.models import KEY_FILE, NitroSettings, Settings, Strict
 from signer.config.policies import compile_policy
-from signer.tezos.keys import PublicKey, PublicKeyHash
+from signer.tezos.keys import Curve, PublicKey, PublicKeyHash
 
 _USER_INFO = re.compile("//[^/@]*@")  # of a URL
 _HIDDEN = "(set, not shown)"
@@ -25,34 +26,37 @@ def warnings(settings: Settings) -> list[str]:
 
 def unsupported(settings: Settings) -> list[str]:
     """What the configuration asks for and this version doesn't do: the signer refuses to start, never ignores it."""
+    return [settings.placed(path, text) for path, text in refusals(settings)]
+
+
+def refusals(settings: Settings) -> list[tuple[KeyPath, str]]:
+    """The same as paths and texts."""
     later = "not supported by this version of the signer; remove it, or stay with the signer that does it"
-    found = []
+    found: list[tuple[KeyPath, str]] = []
     if settings.server.jwt is not None and settings.server.authorized_keys is not None:
-        found.append("cannot use both JWT and static authorized keys")
+        found.append((("server",), "cannot use both JWT and static authorized keys"))
     if settings.server.jwt is not None:
-        found.append(f"server.jwt: authentication by JWT is {later}")
+        found.append((("server", "jwt"), f"authentication by JWT is {later}"))
     if settings.server.authorized_keys is not None:
-        found.append(f"server.authorized_keys: client authentication is {later}")
+        found.append((("server", "authorized_keys"), f"client authentication is {later}"))
     if settings.policy_hook is not None and settings.policy_hook.address:
-        found.append(f"policy_hook: the policy hook is {later}")
+        found.append((("policy_hook",), f"the policy hook is {later}"))
     if settings.watermark.driver in ("aws", "dynamodb"):
-        found.append(f"watermark.driver: marks in DynamoDB are {later}")
+        found.append((("watermark", "driver"), f"marks in DynamoDB are {later}"))
     for name, vault in settings.vaults.items():
         if not isinstance(vault.config, NitroSettings):
-            found.append(f"vaults.{name}: the driver {vault.driver} is {later}")
+            found.append((("vaults", name), f"the driver {vault.driver} is {later}"))
             continue
         if vault.config.storage is not None and vault.config.storage.driver != "file":
-            found.append(f"vaults.{name}.config.storage: key storage in DynamoDB is {later}")
+            found.append((("vaults", name, "config", "storage"), f"key storage in DynamoDB is {later}"))
         if vault.config.proxy_remote_address:
-            found.append(
-                f"vaults.{name}.config.proxy_remote_address: the built-in proxy is {later}. "
-                "Run a vsock proxy beside the signer"
-            )
+            text = f"the built-in proxy is {later}. Run a vsock proxy beside the signer"
+            found.append((("vaults", name, "config", "proxy_remote_address"), text))
     for pkh, policy in settings.tezos.items():
         if policy is not None and policy.authorized_keys is not None:
-            found.append(f"tezos.{pkh}.authorized_keys: client authentication is {later}")
+            found.append((("tezos", str(pkh), "authorized_keys"), f"client authentication is {later}"))
         if policy is not None and policy.jwt_users is not None:
-            found.append(f"tezos.{pkh}.jwt_users: authentication by JWT is {later}")
+            found.append((("tezos", str(pkh), "jwt_users"), f"authentication by JWT is {later}"))
     return found
 
 
@@ -66,7 +70,15 @@ def effective(settings: Settings) -> str:
         for old in ("allowed_operations", "allowed_kinds"):
             entry.pop(old, None)
         entry["allow"] = {kind: list(compiled.operations) if kind == "generic" else None for kind in compiled.requests}
+        counts = policy is not None and policy.allow_proof_of_possession and pkh.curve is Curve.BLS12_381
+        entry["allow_proof_of_possession"] = counts
         tree["tezos"][str(pkh)] = entry
+    for name, vault in settings.vaults.items():
+        config = tree["vaults"][name]["config"]
+        if isinstance(vault.config, NitroSettings) and (config["storage"] or {}).get("config") is None:
+            driver = (config["storage"] or {}).get("driver", "file")
+            path = str(settings.base_dir / KEY_FILE) if driver == "file" else None
+            config["storage"] = {"driver": driver, "config": path}
     return yaml.safe_dump(tree, sort_keys=False, allow_unicode=True)
 
 

@@ -127,9 +127,25 @@ def test_a_fault_beside_a_secret_shows_nothing_of_it(tmp_path: Path, text: str) 
 def test_what_serve_would_refuse(tmp_path: Path, addition: str, text: str) -> None:
     done = check(tmp_path, GOOD + addition + "\n")
     assert done.status == 1
-    assert f"Error: {text}" in done.err
+    assert f"Error: {tmp_path}/signatory.yaml:14: {text}" in done.err
     assert "is good" not in done.err
     assert settings(done)["server"], "the settings are shown all the same"
+
+
+def test_what_counts_is_shown(tmp_path: Path) -> None:
+    policies = f"  {TZ1}: {{allow_proof_of_possession: true}}\n  {TZ4}: {{allow_proof_of_possession: true}}\n"
+    before, _, after = GOOD.partition("tezos:\n")
+    found = settings(check(tmp_path, f"{before}tezos:\n{policies}base_dir: {after.rpartition('base_dir: ')[2]}"))
+    assert found["tezos"][TZ1]["allow_proof_of_possession"] is False, "a tz1 has none"
+    assert found["tezos"][TZ4]["allow_proof_of_possession"] is True
+    storage = found["vaults"]["enclave"]["config"]["storage"]
+    assert storage == {"driver": "file", "config": f"{tmp_path}/never-made/enclave_keys.json"}
+    default = settings(check(tmp_path, GOOD))
+    assert default["tezos"][TZ4]["allow_proof_of_possession"] is False
+    named = settings(check(tmp_path, GOOD.replace("enclave_cid:", "storage: {config: /k.json}\n      enclave_cid:")))
+    assert named["vaults"]["enclave"]["config"]["storage"] == {"driver": "file", "config": "/k.json"}
+    table = settings(check(tmp_path, GOOD.replace("enclave_cid:", "storage: {driver: aws}\n      enclave_cid:")))
+    assert table["vaults"]["enclave"]["config"]["storage"] == {"driver": "aws", "config": None}
 
 
 def test_secrets_of_authentication_are_hidden(tmp_path: Path) -> None:

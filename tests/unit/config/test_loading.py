@@ -83,7 +83,8 @@ watermark: {{driver: flie}}
     assert faults(tmp_path, text) == [
         "signatory.yaml:2: server.adress: unknown key; did you mean address?",
         "signatory.yaml:3: server.utility_address: Key: 'Config.Server.UtilityAddress' Error:Field validation for "
-        "'UtilityAddress' failed on the 'hostname_port' tag",
+        "'UtilityAddress' failed on the 'hostname_port' tag; expected host:port, such as 127.0.0.1:6732 or :6732, "
+        "with a port from 1 to 65535",
         "signatory.yaml:5: vaults.kms: Key: 'Config.Vaults[kms]' Error:Field validation for 'Vaults[kms]' failed on "
         "the 'required' tag",
         "signatory.yaml:6: vaults.empty: Key: 'Config.Vaults[empty].Driver' Error:Field validation for 'Driver' failed "
@@ -145,9 +146,9 @@ def test_files_that_cannot_be_read(tmp_path: Path) -> None:
         ("base_dir: a\nbase_dir: b\n", "signatory.yaml:2: the key 'base_dir' is there twice"),
         ("- a\n", "signatory.yaml:1: expected a map"),
         ("a: &a [*a]", "signatory.yaml:1: nested too deep"),
-        ("server: 5", "server: Input should be a valid dictionary"),
-        ("vaults: []", "vaults: Input should be a valid dictionary"),
-        ("tezos: 5", "tezos: Input should be a valid dictionary"),
+        ("server: 5", "server: expected a map"),
+        ("vaults: []", "vaults: expected a map"),
+        ("tezos: 5", "tezos: expected a map"),
         ("base_dir: ''", "'Config.BaseDir' Error"),
         ("base_dir: $NO_SUCH_NAME/x", "the environment variable NO_SUCH_NAME is not set"),
         ("base_dir: ${NO_SUCH_NAME}/x", "the environment variable NO_SUCH_NAME is not set"),
