@@ -266,13 +266,13 @@ class _Demo:
 
         allow = {kind: list(OPERATION_KINDS) if kind == "generic" else None for kind in REQUEST_KINDS}
         tree: dict[str, Any] = {
-            "base_dir": str(self._paths.state),
+            "base_dir": config.escaped(str(self._paths.state), path=True),
             "server": {"address": self._address, "utility_address": self._utility_address, "known_keys": True},
             "vaults": {
                 "demo": {
                     "driver": "nitro",
                     "config": {
-                        "enclave_address": f"unix:{self._paths.socket}:{_PORT}",
+                        "enclave_address": config.escaped(f"unix:{self._paths.socket}:{_PORT}"),
                         "encryption_key_id": "development",
                         "credentials": {"access_key_id": "none", "secret_access_key": "none", "region": "none"},
                     },
@@ -286,7 +286,7 @@ class _Demo:
         temporary = self._paths.configuration.with_suffix(".tmp")
         temporary.write_text("# Written anew by each `signer demo`.\n" + yaml.safe_dump(tree, sort_keys=False))
         temporary.replace(self._paths.configuration)
-        return config.load(str(self._paths.configuration), environ={})
+        return config.load(config.escaped(str(self._paths.configuration), path=True), environ={})
 
     # -- once it serves
 

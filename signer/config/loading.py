@@ -151,7 +151,10 @@ def _expand(variables: re.Pattern[str], text: str, environ: Mapping[str, str]) -
 
 
 def escaped(text: str, *, path: bool = False) -> str:
-    """*text* for a configuration file, so that no `${NAME}` in it is replaced; in a *path*, no `$NAME` either."""
+    """*text* for a configuration file, so that no `${NAME}` in it is replaced; in a *path*, no `$NAME` either.
+
+    The latter also for the path given to `load`.
+    """
     return (_START_IN_PATH if path else _START).sub("$$", text)
 
 

@@ -7,6 +7,7 @@ import json
 import os
 import re
 import select
+import signal
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -29,7 +30,7 @@ from signer import __version__, crypto
 from signer.crypto.formats import encrypt, parse_secret_key, to_base58
 from signer.crypto.interface import SecretKey
 from signer.tezos.keys import Curve, PublicKey, Signature
-from tests.integration.conftest import DEADLINE, ENVIRONMENT, Setup, attestation, running, wait_for
+from tests.integration.conftest import DEADLINE, ENVIRONMENT, Setup, attestation, free_port, running, wait_for
 
 CURVES = dict(zip(("tz1", "tz2", "tz3", "tz4"), Curve, strict=True))
 COMPAT = Path(__file__).parents[2] / "contrib" / "compat"
@@ -546,3 +547,36 @@ def test_signatory_cli_lists(setup: Setup) -> None:
     assert done.returncode == 0
     assert done.stdout == run(setup, "list").out
     assert done.stdout.startswith(f"Public Key Hash:           {pkh}\n")
+
+
+# -- the demo
+
+
+def demo(directory: Path, name: str) -> tuple[dict[str, Any], int]:
+    """Run the demo in *directory*/*name* until it is ready, then end it with SIGINT: what it printed, its status."""
+    out = directory / "out.json"
+    command = [sys.executable, "-m", "signer", "demo", "--dir", name, "--json", "--keys", "tz1=1", "--keys", "tz4=2"]
+    command += ["--address", f"127.0.0.1:{free_port()}", "--utility-address", f"127.0.0.1:{free_port()}"]
+    environment = ENVIRONMENT | {"PYTHONPATH": str(Path(__file__).parents[2])}
+    with out.open("wb") as file, (directory / "err").open("wb") as err:
+        process = subprocess.Popen(command, cwd=directory, stdout=file, stderr=err, env=environment)
+    try:
+        wait_for(lambda: out.read_bytes().endswith(b"\n") or process.poll() is not None, "the demo")
+        process.send_signal(signal.SIGINT)
+        status = process.wait(DEADLINE)
+    finally:
+        process.kill()
+        process.wait()
+    assert (directory / "err").read_text() == ""
+    return json.loads(out.read_text()), status
+
+
+@pytest.mark.parametrize("name", [".demo", "a b$c ${d} $$e"])
+def test_the_demo_finds_its_keys_again(tmp_path: Path, name: str) -> None:
+    first, status = demo(tmp_path, name)
+    assert status == 0
+    assert [key["type"] for key in first["keys"]] == ["tz1", "tz4", "tz4"]
+    again, status = demo(tmp_path, name)
+    assert status == 0
+    assert again["keys"] == first["keys"]
+    assert [path.name for path in tmp_path.iterdir() if path.is_dir()] == [name]
