@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet
 
 .DEFAULT_GOAL := help
-.PHONY: help run test lint format bench lock clean
+.PHONY: help run install test lint format bench lock clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -32,6 +32,9 @@ $(VENV)/.dev: requirements-dev.lock $(VENV)/.run
 
 run: $(VENV)/.run ## start the demo: an enclave process, four keys, the signing API on 127.0.0.1:6732
 	@exec $(BIN)/signer demo
+
+install: $(VENV)/.run ## install the signer into .venv, and say where it is
+	@echo "installed: $(abspath $(BIN)/signer)"
 
 test: $(VENV)/.dev ## run every test with warnings as errors, and measure branch coverage
 	@$(BIN)/python -m coverage erase
