@@ -103,6 +103,7 @@ servr:
         ("a: !hunter2!hunter2 x", "found undefined tag handle '...'"),
         ("a: *hunter2hunter2", "found undefined alias '...'"),
         ("a: &hunter2!hunter2", "expected alphabetic or numeric character, but found '...'"),
+        ("a: *]", "expected alphabetic or numeric character, but found '...'"),
         ("a: |hunter2", "expected chomping or indentation indicators, but found '...'"),
         ('a: "\\hunter2hunter2"', "found unknown escape character '...'"),
     ],
