@@ -16,10 +16,13 @@ from dataclasses import dataclass
 
 import trio
 
+from proxy import names
+
 VSOCK_ANY = 0xFFFFFFFF
 _CIDS = {"any": VSOCK_ANY, "host": 2, "local": 1}
 _MAX_UINT32 = 0xFFFFFFFF
 _MAX_REPLY = 64  # bytes of the `OK <n>` line
+_BACKLOG_PAUSE = 0.02  # seconds between two attempts to connect to a unix socket whose backlog is full
 HANDSHAKE_TIMEOUT = 5.0  # seconds for the line of a hybrid connection
 MAX_UNIX_PATH = 107  # bytes that a unix socket's address can hold on Linux
 
@@ -80,27 +83,50 @@ def parse(text: str) -> Address:
     if scheme == "unix":
         return _unix(text, middle, _port(text, port, _MAX_UINT32))
     if scheme == "tcp":
-        return TcpAddress(middle.removeprefix("[").removesuffix("]"), _port(text, port, 0xFFFF))
+        return TcpAddress(_host(text, middle), _port(text, port, 0xFFFF))
     raise AddressError(f"{text!r}: unknown scheme {scheme!r}, expected vsock, unix or tcp")
 
 
 def _cid(text: str, cid: str) -> int:
     if cid in _CIDS:
         return _CIDS[cid]
-    if not (cid.isascii() and cid.isdigit()) or int(cid) > _MAX_UINT32:
+    number = _decimal(cid)
+    if number is None or number > _MAX_UINT32:
         raise AddressError(f"{text!r}: the CID is a number below 2^32, any, host or local")
-    return int(cid)
+    return number
 
 
 def _port(text: str, port: str, maximum: int) -> int:
-    if not (port.isascii() and port.isdigit()) or int(port) > maximum:
+    number = _decimal(port)
+    if number is None or number > maximum:
         raise AddressError(f"{text!r}: the port is a number of at most {maximum}")
-    return int(port)
+    return number
+
+
+def _decimal(digits: str) -> int | None:
+    if not (digits.isascii() and digits.isdigit()):
+        return None
+    return int(digits.lstrip("0")[:20] or "0")  # 20 digits are out of every range, and `int` refuses 4,301
+
+
+def _host(text: str, host: str) -> str:
+    address = names.literal(host)
+    if address is not None:
+        return host.removeprefix("[").removesuffix("]")
+    try:
+        names.canonical(host)
+    except names.NameError_ as exc:
+        raise AddressError(f"{text!r}: {host!r} is neither a host name nor an IP address") from exc
+    return host
 
 
 def _unix(text: str, base: str, port: int) -> UnixAddress:
     address = UnixAddress(base, port)
-    if "\0" in base or len(os.fsencode(address.listener_path)) > MAX_UNIX_PATH:
+    try:
+        length = len(os.fsencode(address.listener_path))
+    except UnicodeEncodeError as exc:
+        raise AddressError(f"{text!r}: this is no path") from exc
+    if "\0" in base or length > MAX_UNIX_PATH:
         raise AddressError(f"{text!r}: a unix socket's path has at most {MAX_UNIX_PATH} bytes")
     return address
 
@@ -108,7 +134,7 @@ def _unix(text: str, base: str, port: int) -> UnixAddress:
 async def connect(address: Address) -> trio.SocketStream:
     """Open a stream to *address*; the caller closes it and sets the deadline.
 
-    Raises `OSError`. A hybrid connection that is closed before its `OK` line counts as refused.
+    Raises `OSError`. A hybrid connection that is closed or reset before its `OK` line counts as refused.
     """
     match address:
         case UnixAddress(base, port):
@@ -130,13 +156,39 @@ async def _connected(family: int, where: str | tuple[int, int]) -> trio.SocketSt
 
 
 async def _connect_hybrid(base: str, port: int) -> trio.SocketStream:
-    stream = await _connected(socket.AF_UNIX, base)
+    while True:
+        try:
+            stream = _connected_unix(base)
+            break
+        except BlockingIOError:  # the backlog is full; unix sockets tell nobody when there is room again
+            await trio.sleep(_BACKLOG_PAUSE)
     try:
         await _handshake(stream, port)
+    except trio.BrokenResourceError as exc:  # closed with our line unread
+        stream.socket.close()
+        raise _refused(port) from exc
     except BaseException:
         stream.socket.close()
         raise
     return stream
+
+
+def _connected_unix(path: str) -> trio.SocketStream:
+    """Connects at once or not at all; Trio's own `connect` would take a full backlog (EAGAIN) for success."""
+    connection = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+    try:
+        connection.setblocking(False)
+        connection.connect(path)
+        return trio.SocketStream(trio.socket.from_stdlib_socket(connection))
+    except BaseException as exc:
+        connection.close()
+        if isinstance(exc, OSError) and exc.filename is None:
+            exc.filename = path
+        raise
+
+
+def _refused(port: int) -> ConnectionRefusedError:
+    return ConnectionRefusedError(errno.ECONNREFUSED, f"nobody listens on port {port} of the guest")
 
 
 async def _handshake(stream: trio.SocketStream, port: int) -> None:
@@ -147,14 +199,14 @@ async def _handshake(stream: trio.SocketStream, port: int) -> None:
         while not line.endswith(b"\n"):
             byte = await stream.receive_some(1)
             if not byte:
-                raise ConnectionRefusedError(errno.ECONNREFUSED, f"nobody listens on port {port} of the guest")
+                raise _refused(port)
             line += byte
-            if len(line) > _MAX_REPLY:
+            if len(line) >= _MAX_REPLY:
                 break
     if limit.cancelled_caught:
         raise TimeoutError(errno.ETIMEDOUT, f"no answer to CONNECT {port} within {HANDSHAKE_TIMEOUT:g} s")
-    word, _, number = line.rstrip(b"\n").partition(b" ")
-    if word != b"OK" or not number.isdigit():
+    word, _, number = line.partition(b" ")
+    if word != b"OK" or not number.endswith(b"\n") or not number[:-1].isdigit():
         raise ConnectionError(errno.EPROTO, f"unexpected answer to CONNECT {port}: {bytes(line)!r}")
 
 
@@ -185,37 +237,43 @@ async def listen_unix(path: str, *, mode: int, backlog: int = 1024) -> trio.Sock
     A socket left behind by a dead process is replaced; one that answers is `EADDRINUSE`, another kind of file
     `EEXIST`.
     """
-    await _make_way(path)
-    listener = trio.socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
-    mask = os.umask(0o777 & ~mode)
+    _make_way(path)
+    await trio.lowlevel.checkpoint()
+    listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
     try:
-        await listener.bind(path)
+        _bind_with_mode(listener, path, mode)
+        listener.listen(backlog)
+        listener.setblocking(False)
+        return trio.SocketListener(trio.socket.from_stdlib_socket(listener))
     except BaseException:
         listener.close()
         raise
+
+
+def _bind_with_mode(listener: socket.socket, path: str, mode: int) -> None:
+    """Bind so that the socket never has another mode; without an await, since the mask is the whole process's."""
+    mask = os.umask(0o777 & ~mode)
+    try:
+        listener.bind(path)
     finally:
         os.umask(mask)
-    listener.listen(backlog)
-    return trio.SocketListener(listener)
 
 
-async def _make_way(path: str) -> None:
+def _make_way(path: str) -> None:
+    """Remove a socket on which nobody listens; raises `OSError` for anything else that is there."""
     try:
         if not stat.S_ISSOCK(os.lstat(path).st_mode):
             raise FileExistsError(errno.EEXIST, "there is another kind of file, which is not replaced", path)
+        stream = _connected_unix(path)
     except FileNotFoundError:
         return
-    try:
-        with trio.fail_after(HANDSHAKE_TIMEOUT):
-            stream = await _connected(socket.AF_UNIX, path)
-    except (ConnectionRefusedError, FileNotFoundError):
-        with contextlib.suppress(FileNotFoundError):
-            os.unlink(path)  # noqa: PTH108
+    except ConnectionRefusedError:
+        remove(path)
         return
-    except trio.TooSlowError:
+    except BlockingIOError:  # its backlog is full: somebody listens
         pass
     else:
-        await trio.aclose_forcefully(stream)
+        stream.socket.close()
     raise OSError(errno.EADDRINUSE, "another process listens there", path)
 
 
