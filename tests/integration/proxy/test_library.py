@@ -18,7 +18,7 @@ import pytest
 import trio
 from prometheus_client import generate_latest
 
-from proxy import daemon, resolver, service
+from proxy import daemon, forwarder, resolver
 from proxy.address import TcpAddress, UnixAddress, VsockAddress
 from proxy.allowlist import AllowList, Entry
 from proxy.bind import BindError
@@ -180,7 +180,7 @@ async def test_p32_a_crash_of_one_connection_is_contained(
     async with serving(proxy):
         async with await connected(proxy) as first, await accepted(remote) as far:
             await check_exchange(first, far)
-            monkeypatch.setattr(service, "dial", faulty)
+            monkeypatch.setattr(forwarder, "dial", faulty)
             assert await refuses(proxy)
             await check_exchange(first, far)
             assert await is_served(proxy, remote)
@@ -259,7 +259,7 @@ def is_connected_to(one: socket.socket, peers: set[object]) -> bool:
 async def test_p33_a_silent_client_is_reset(
     remote: Remote, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    monkeypatch.setattr(service, "_HELLO_TIMEOUT", 0.1)
+    monkeypatch.setattr(forwarder, "_HELLO_TIMEOUT", 0.1)
     proxy = Proxy([forward_without_list(forward_to(remote, check_tls_name=True))])
     async with serving(proxy):
         assert await refuses(proxy)

@@ -14,13 +14,14 @@ import pytest
 import trio
 from prometheus_client import generate_latest
 
-from proxy import service
 from proxy.address import Address, TcpAddress, UnixAddress, VsockAddress
+from proxy.listener import Listener
 from proxy.metrics import Metrics
 from proxy.names import IpAddress
 from proxy.resolver import LookupFailedError, system_lookup
-from proxy.service import Peer, _Listener, forward_without_list
+from proxy.service import forward_without_list
 from proxy.settings import Forward
+from proxy.sockets import Peer, is_at, is_gone, name_of, peer_of
 from proxy.splice import Pump
 
 
@@ -54,11 +55,11 @@ def metrics() -> Metrics:
 
 
 @pytest.fixture
-def listener(metrics: Metrics) -> _Listener:
+def listener(metrics: Metrics) -> Listener:
     forward, decision = forward_without_list(
         Forward(listen=VsockAddress(3, 8000), remote_host="127.0.0.1", remote_port=9)
     )
-    return _Listener(forward, decision, metrics, system_lookup)
+    return Listener(forward, decision, metrics, system_lookup)
 
 
 @pytest.fixture
@@ -68,7 +69,7 @@ def pump() -> Iterator[Pump]:
     made._epoll.close()
 
 
-async def accept_times(listener: _Listener, pump: Pump, *numbers: int) -> list[float]:
+async def accept_times(listener: Listener, pump: Pump, *numbers: int) -> list[float]:
     """When it asked for a connection, as *numbers* were the answers."""
     with Listening(*numbers) as listening:
         listener._sockets = [listening]
@@ -82,7 +83,7 @@ async def accept_times(listener: _Listener, pump: Pump, *numbers: int) -> list[f
 @pytest.mark.parametrize("number", [errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.ENOBUFS])
 async def test_p16_exhaustion_makes_a_pause(
     autojump_clock: trio.testing.MockClock,
-    listener: _Listener,
+    listener: Listener,
     pump: Pump,
     number: int,
     caplog: pytest.LogCaptureFixture,
@@ -95,7 +96,7 @@ async def test_p16_exhaustion_makes_a_pause(
 @pytest.mark.parametrize("number", [errno.ECONNABORTED, errno.EINTR, errno.EPROTO])
 async def test_p16_a_connection_that_is_gone_makes_none(
     autojump_clock: trio.testing.MockClock,
-    listener: _Listener,
+    listener: Listener,
     pump: Pump,
     number: int,
     caplog: pytest.LogCaptureFixture,
@@ -111,7 +112,7 @@ async def test_p26_the_accept_loop_goes_round_without_connections_and_when_full(
     forward, decision = forward_without_list(
         Forward(listen=VsockAddress(3, 8000), remote_host="127.0.0.1", remote_port=9, num_workers=1, max_waiting=0)
     )
-    listener = _Listener(forward, decision, metrics, system_lookup)
+    listener = Listener(forward, decision, metrics, system_lookup)
     turns: list[float] = []
     with Listening() as listening:
         listener._sockets = [listening]
@@ -129,7 +130,7 @@ async def test_p26_the_accept_loop_goes_round_without_connections_and_when_full(
 
 
 async def test_p15_each_kind_of_refusal_is_told_at_most_once_a_second(
-    autojump_clock: trio.testing.MockClock, listener: _Listener, caplog: pytest.LogCaptureFixture
+    autojump_clock: trio.testing.MockClock, listener: Listener, caplog: pytest.LogCaptureFixture
 ) -> None:
     for number in range(25):
         listener._mention("queue", f"queue {number}", logging.WARNING)
@@ -152,7 +153,7 @@ async def test_p15_each_kind_of_refusal_is_told_at_most_once_a_second(
     ],
 )
 def test_how_peers_are_named(family: socket.AddressFamily, where: object, peer: Peer) -> None:
-    assert service._peer(cast(socket.socket, SimpleNamespace(family=family)), where) == peer
+    assert peer_of(cast(socket.socket, SimpleNamespace(family=family)), where) == peer
 
 
 @pytest.mark.parametrize(
@@ -168,14 +169,14 @@ def test_how_listeners_are_named_and_p26_matched(
     family: socket.AddressFamily, name: object, text: str, address: Address
 ) -> None:
     listening = cast(socket.socket, SimpleNamespace(family=family, getsockname=lambda: name))
-    assert service._where(listening) == text
+    assert name_of(listening) == text
     others: list[Address] = [
         VsockAddress(3, 8000),
         UnixAddress("/v", 1),
         TcpAddress("127.0.0.1", 5),
         TcpAddress("::1", 5),
     ]
-    assert [service._is_at(listening, one) for one in others] == [one == address for one in others]
+    assert [is_at(listening, one) for one in others] == [one == address for one in others]
 
 
 def test_p29_a_client_with_many_cids_does_not_fill_the_metrics(metrics: Metrics) -> None:
@@ -191,16 +192,18 @@ async def test_p29_lookups_are_shown(autojump_clock: trio.testing.MockClock, met
         raise LookupFailedError("DNS lookup failed!")
 
     forward, decision = forward_without_list(Forward(listen=VsockAddress(3, 8000), remote_host="h", remote_port=9))
-    listener = _Listener(forward, decision, metrics, lookup)
+    listener = Listener(forward, decision, metrics, lookup)
     async with trio.open_nursery() as nursery:
-        nursery.start_soon(listener.target.run)
+        nursery.start_soon(listener.forwarder.target.run)
         nursery.start_soon(listener.account)
-        listener.target.refresh()
+        listener.forwarder.target.refresh()
         await trio.sleep(600)
         nursery.cancel_scope.cancel()
     shown = generate_latest(metrics.registry).decode()
-    assert f'lookup_failures_total{{listener="vsock:3:8000"}} {listener.target.statistics.failures}.0' in shown
-    assert 600 / 45 <= listener.target.statistics.failures <= 60  # back-off: 1 to 30 s, with jitter
+    assert (
+        f'lookup_failures_total{{listener="vsock:3:8000"}} {listener.forwarder.target.statistics.failures}.0' in shown
+    )
+    assert 600 / 45 <= listener.forwarder.target.statistics.failures <= 60  # back-off: 1 to 30 s, with jitter
     assert 'vsock_proxy_lookup_age_seconds{listener="vsock:3:8000"} NaN' in shown
     assert 'vsock_proxy_candidates{listener="vsock:3:8000"} 0.0' in shown
 
@@ -209,12 +212,12 @@ def test_a_client_that_has_gone_is_known() -> None:
     left, right = socket.socketpair()
     with left, right:
         left.setblocking(False)
-        assert not service._is_gone(left)
+        assert not is_gone(left)
         right.send(b"x")
-        assert not service._is_gone(left)
+        assert not is_gone(left)
         right.shutdown(socket.SHUT_WR)
-        assert not service._is_gone(left)
+        assert not is_gone(left)
         right.close()
-        assert not service._is_gone(left)  # what it sent is to be delivered
+        assert not is_gone(left)  # what it sent is to be delivered
         left.recv(10)
-        assert service._is_gone(left)
+        assert is_gone(left)
