@@ -3,6 +3,7 @@
     service
     ├── watermark store        started first, closed last
     ├── utility server         up early: health says what is still missing
+    ├── built-in proxies       before the vaults: an enclave reaches KMS through them
     ├── vaults                 each connects, loads its keys, keeps its link up by itself
     ├── signing                the requests that are on their way
     └── signing API            last to start, first to stop
@@ -91,7 +92,7 @@ async def open_vaults(settings: Settings) -> AsyncIterator[Mapping[str, Vault]]:
     """
     _refuse_unsupported(settings)
     vaults = _build_vaults(settings)
-    async with _running(*(vault.run for vault in vaults.values())):
+    async with _running(*_built_in_proxies(settings, Metrics())), _running(*(vault.run for vault in vaults.values())):
         for name, vault in vaults.items():
             if not vault.ready:
                 error = vault.health().detail
@@ -135,6 +136,7 @@ class _Service:
         self._metrics.know_addresses([str(pkh) for pkh in settings.tezos])
         self._marks = _build_store(settings, self._metrics)
         self._vaults = _build_vaults(settings)
+        self._proxies = _built_in_proxies(settings, self._metrics)
         self._signing = Signing(
             policies=compile_policies(settings),
             vaults=list(self._vaults.values()),
@@ -154,6 +156,7 @@ class _Service:
                 self._limits(_UTILITY_BODY),
                 "Utility HTTP server",
             ) as utility_url,
+            _running(*self._proxies),
         ):
             for name in self._vaults:
                 logger.info("Initializing vault", vault="nitro", vault_name=name)
@@ -210,7 +213,7 @@ class _Service:
 
     def _health(self) -> Health:
         states = {name: vault.health() for name, vault in self._vaults.items()}
-        return Health(self._serving, states)
+        return Health(self._serving, states, self._marks.failure)
 
     @asynccontextmanager
     async def _listening(self, api: Api, address: str, limits: Limits, what: str) -> AsyncIterator[str]:
@@ -282,6 +285,15 @@ def _build_store(settings: Settings, metrics: Metrics) -> WatermarkStore:
         prepare=lambda database: take_over(database, settings.base_dir),
         observer=metrics,
     )
+
+
+def _built_in_proxies(settings: Settings, metrics: Metrics) -> list[Task]:
+    """The service that runs them; none, and none of its libraries, where no vault has `proxy_remote_address`."""
+    if not any(isinstance(v.config, NitroSettings) and v.config.proxy_remote_address for v in settings.vaults.values()):
+        return []
+    from signer.kms_proxy import KmsProxies
+
+    return [KmsProxies(settings, metrics.registry).run]
 
 
 def _build_vaults(settings: Settings) -> dict[str, Vault]:

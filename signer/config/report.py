@@ -46,12 +46,8 @@ def refusals(settings: Settings) -> list[tuple[KeyPath, str]]:
     for name, vault in settings.vaults.items():
         if not isinstance(vault.config, NitroSettings):
             found.append((("vaults", name), f"the driver {vault.driver} is {later}"))
-            continue
-        if vault.config.storage is not None and vault.config.storage.driver != "file":
+        elif vault.config.storage is not None and vault.config.storage.driver != "file":
             found.append((("vaults", name, "config", "storage"), f"key storage in DynamoDB is {later}"))
-        if vault.config.proxy_remote_address:
-            text = f"the built-in proxy is {later}. Run a vsock proxy beside the signer"
-            found.append((("vaults", name, "config", "proxy_remote_address"), text))
     for pkh, policy in settings.tezos.items():
         if policy is not None and policy.authorized_keys is not None:
             found.append((("tezos", str(pkh), "authorized_keys"), f"client authentication is {later}"))

@@ -57,6 +57,7 @@ def configure(level: str = "info", *, json_lines: bool = False, stream: TextIO |
     root = logging.getLogger()
     root.handlers[:] = [_StandardHandler()]
     root.setLevel(max(threshold, logging.WARNING))  # libraries speak up only when something is wrong
+    logging.getLogger("vsock_proxy").setLevel(threshold)  # the built-in proxy is no library in this sense
 
 
 class _Writer:
@@ -78,7 +79,9 @@ class _StandardHandler(logging.Handler):
 
     def emit(self, record: logging.LogRecord) -> None:
         log = structlog.get_logger(record.name)
-        write = log.error if record.levelno >= logging.ERROR else log.warning
+        write = log.error
+        if record.levelno < logging.ERROR:
+            write = log.warning if record.levelno >= logging.WARNING else log.info
         try:
             write(record.getMessage(), exc_info=record.exc_info, source=record.name)
         except Exception as exc:  # arguments that don't fit the text: no reason to disturb the library

@@ -327,7 +327,6 @@ policy_hook: {{address: "http://h/"}}
         "watermark.driver",
         "vaults.k",
         "vaults.n.config.storage",
-        "vaults.n.config.proxy_remote_address",
         f"tezos.{TZ1}.authorized_keys",
         f"tezos.{TZ1}.jwt_users",
     ):
