@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet
 
 .DEFAULT_GOAL := help
-.PHONY: help run install test lint format bench lock clean
+.PHONY: help run install test test-vsock lint format bench bench-proxy lock clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -42,6 +42,16 @@ test: $(VENV)/.dev ## run every test with warnings as errors, and measure branch
 	@$(BIN)/python -m coverage combine --quiet
 	@$(BIN)/python -m coverage report --fail-under=70
 
+# Runs a command in a small guest whose kernel has AF_VSOCK with a loopback.
+VSOCK_GUEST ?= ../shared/tools/vsock-guest
+
+test-vsock: $(VENV)/.dev ## run the tests that need AF_VSOCK, in a guest that has it
+	@if [ -x "$(VSOCK_GUEST)" ]; then \
+		"$(VSOCK_GUEST)" -t 600 $(BIN)/python -m pytest -p no:cacheprovider tests/vsock; \
+	else \
+		echo "tests over AF_VSOCK left out: there is no $(VSOCK_GUEST) (make VSOCK_GUEST=... test-vsock)"; \
+	fi
+
 lint: $(VENV)/.dev ## format, lint, types, import contracts
 	@$(BIN)/ruff format --check .
 	@$(BIN)/ruff check .
@@ -54,6 +64,9 @@ format: $(VENV)/.dev ## rewrite the sources in the project's format
 
 bench: $(VENV)/.dev ## measure signing against its floor (raw signing plus raw durable write)
 	@$(BIN)/python -m tests.bench
+
+bench-proxy: $(VENV)/.dev ## measure the proxy against a direct connection (ARGS=--help)
+	@$(BIN)/python -m tests.bench.proxy $(ARGS)
 
 lock: ## write both lock files anew (needs uv)
 	uv pip compile --universal --exclude-newer 2026-11-01 --python-version 3.11 --generate-hashes --no-emit-index-url \
