@@ -45,6 +45,7 @@ _RESET = struct.pack("ii", 1, 0)  # SO_LINGER: close sends a reset and drops wha
 _INTEREST = select.EPOLLIN | select.EPOLLOUT | select.EPOLLRDHUP | select.EPOLLPRI | select.EPOLLET
 _READ = select.EPOLLIN | select.EPOLLRDHUP | select.EPOLLPRI | select.EPOLLHUP | select.EPOLLERR
 _WRITE = select.EPOLLOUT | select.EPOLLHUP | select.EPOLLERR
+_PLAIN = select.EPOLLIN | select.EPOLLOUT
 _ENDING = select.EPOLLRDHUP | select.EPOLLPRI | select.EPOLLHUP | select.EPOLLERR
 _SPLICE_FLAGS = 0x01 | 0x02  # SPLICE_F_MOVE, SPLICE_F_NONBLOCK
 # The kernel's word for "not with these two", and EPERM, a system call filter's.
@@ -176,6 +177,14 @@ class _Direction:
                 return False
             self._fill()
         return True
+
+    def move_little(self) -> bool:
+        """The usual case in few steps: a short read that the sink takes whole; False where `move` has to go on."""
+        if self.pending or self._pipe is not None or self.at_end:
+            return False
+        self.readable = True
+        self._fill()
+        return not (self.readable or self.pending or self.at_end)
 
     def salvage(self) -> None:
         """Hand on what a broken source still holds, as far as the sink takes it at once, and never its end.
@@ -334,6 +343,9 @@ class Relay:
     def ready(self, end: socket.socket, events: int, now: float) -> bool:
         """*events* happened at *end*; returns whether it should be called again soon, with no new events."""
         reads, writes = (self._up, self._down) if end is self.client else (self._down, self._up)
+        is_plain = events & select.EPOLLIN and not (events & ~_PLAIN or writes.pending or writes.in_pipe or self._first)
+        if is_plain and self._move_little(end, reads, now):
+            return False
         if events & select.EPOLLERR and (fault := self._fault(end)) is not None:
             reads.salvage()
             self._fail(fault, end)
@@ -362,6 +374,19 @@ class Relay:
             self._end(Reason.CLOSED)
             return False
         return again
+
+    def _move_little(self, end: socket.socket, reads: _Direction, now: float) -> bool:
+        """Whether that was all there was to do."""
+        before = reads.moved
+        try:
+            is_all = reads.move_little()
+        except OSError as exc:
+            self._fail(exc, reads.broken or end)
+            return True
+        if reads.moved != before:
+            self._moved += reads.moved - before
+            self._active = now
+        return is_all
 
     def resume(self, now: float) -> bool:
         """Go on with what had to make way for others."""
@@ -514,16 +539,17 @@ class Pump:
     def _turn(self) -> bool:
         """Work off what is ready, for a few milliseconds at most; whether something was left over."""
         now, until = trio.current_time(), perf_counter() + _TURN_TIME
-        work = self._work
-        if len(work) < _MAX_EVENTS:
-            for number, events in self._epoll.poll(0, _MAX_EVENTS):
-                known = self._ends.get(number)
-                if known is not None:
-                    work.append((*known, events))
+        work, ends = self._work, self._ends
         for _ in range(len(work)):
             self._advance(*work.popleft(), now)
             if perf_counter() > until:
-                break
+                return True
+        happened = self._epoll.poll(0, _MAX_EVENTS)  # whose they are must be known before any of them is worked off
+        for known, events in [(ends[number], events) for number, events in happened if number in ends]:
+            if perf_counter() > until:
+                work.append((*known, events))
+            else:
+                self._advance(*known, events, now)
         return bool(work)
 
     def _advance(self, relay: Relay, end: socket.socket | None, events: int, now: float) -> None:
