@@ -47,6 +47,9 @@ _READ = select.EPOLLIN | select.EPOLLRDHUP | select.EPOLLPRI | select.EPOLLHUP |
 _WRITE = select.EPOLLOUT | select.EPOLLHUP | select.EPOLLERR
 _PLAIN = select.EPOLLIN | select.EPOLLOUT
 _ENDING = select.EPOLLRDHUP | select.EPOLLPRI | select.EPOLLHUP | select.EPOLLERR
+_LINGER = 4
+"""Rounds of Trio's loop, some 20 microseconds each, that the pump looks for more before it sleeps, except with bulk.
+The answer to a message often comes within them, and waking up costs more: a ping-pong takes 0.09 instead of 0.18 ms."""
 _SPLICE_FLAGS = 0x01 | 0x02  # SPLICE_F_MOVE, SPLICE_F_NONBLOCK
 # The kernel's word for "not with these two", and EPERM, a system call filter's.
 _NO_SPLICE = (errno.EINVAL, errno.ENOSYS, errno.EOPNOTSUPP, errno.EPERM)
@@ -529,15 +532,19 @@ class Pump:
                 task_status.started()
                 while True:
                     await trio.lowlevel.wait_readable(self._epoll.fileno())
-                    while self._turn():
+                    quiet = 0
+                    while quiet < _LINGER:
+                        quiet = 0 if self._turn() else quiet + 1
                         await trio.lowlevel.checkpoint()
+                        if self._pipes.open and not self._work:
+                            break
         finally:
             self._epoll.close()
             for relay in self.relays:
                 relay.abort()
 
     def _turn(self) -> bool:
-        """Work off what is ready, for a few milliseconds at most; whether something was left over."""
+        """Work off what is ready, for a few milliseconds at most; whether there was anything."""
         now, until = trio.current_time(), perf_counter() + _TURN_TIME
         work, ends = self._work, self._ends
         for _ in range(len(work)):
@@ -550,7 +557,7 @@ class Pump:
                 work.append((*known, events))
             else:
                 self._advance(*known, events, now)
-        return bool(work)
+        return bool(happened or work)
 
     def _advance(self, relay: Relay, end: socket.socket | None, events: int, now: float) -> None:
         """Tell *relay* about events at *end*, or let it go on; a bug in it ends no other."""
