@@ -40,7 +40,7 @@ test: $(VENV)/.dev ## run every test with warnings as errors, and measure branch
 	@$(BIN)/python -m coverage erase
 	@$(BIN)/python -m coverage run -m pytest
 	@$(BIN)/python -m coverage combine --quiet
-	@$(BIN)/python -m coverage report --fail-under=70
+	@$(BIN)/python -m coverage report --fail-under=93
 
 # Runs a command in a small guest whose kernel has AF_VSOCK with a loopback.
 VSOCK_GUEST ?= ../shared/tools/vsock-guest

@@ -1,5 +1,6 @@
 """How `python -m signer.enclave` starts, and how it says why it doesn't."""
 
+import signal
 import socket
 import subprocess
 import sys
@@ -43,3 +44,36 @@ def test_development_sealing_must_be_wanted(tmp_path: Path) -> None:
     assert done.returncode == 2
     assert "add --development if that is what you want" in done.stderr
     assert not (tmp_path / "development.key").exists()
+
+
+@pytest.mark.parametrize("port", ["0", "-1", "2000x", "4294967295", "２０００"])
+def test_a_port_of_the_environment_that_is_none(tmp_path: Path, port: str) -> None:
+    command = [sys.executable, "-m", "signer.enclave", "--sealing", "none", "--development"]
+    done = subprocess.run(
+        command, capture_output=True, text=True, timeout=DEADLINE, env=ENVIRONMENT | {"LISTEN_PORT": port}, check=False
+    )
+    assert (done.returncode, done.stdout) == (2, "")
+    assert f"LISTEN_PORT: expected a port number, got {port!r}" in done.stderr
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_ends_it_orderly(tmp_path: Path, number: signal.Signals) -> None:
+    command = [
+        sys.executable,
+        "-m",
+        "signer.enclave",
+        "--listen",
+        "tcp:127.0.0.1:0",
+        "--sealing",
+        "none",
+        "--development",
+    ]
+    with subprocess.Popen(command, stderr=subprocess.PIPE, text=True, env=ENVIRONMENT) as process:
+        assert process.stderr is not None
+        assert process.stderr.readline().startswith("WARNING sealing is off")
+        port = int(process.stderr.readline().rpartition(":")[2])
+        with socket.create_connection(("127.0.0.1", port)):  # a session between two calls
+            assert process.stderr.readline().endswith("opened\n")
+            process.send_signal(number)
+            assert process.stderr.readline().endswith("closed, 0 key(s) forgotten\n")
+        assert process.wait(DEADLINE) == 0
