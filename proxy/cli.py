@@ -15,7 +15,7 @@ from typing import Any
 import click
 from pydantic import ValidationError
 
-from proxy import logs
+from proxy import logs, output
 from proxy.address import VSOCK_ANY, Address, AddressError, VsockAddress, parse
 from proxy.daemon import StartError, run
 from proxy.settings import (
@@ -175,7 +175,9 @@ def cli(operands: tuple[str, ...], **options: Any) -> int:
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run the command line and exit."""
-    sys.exit(_status(list(sys.argv[1:] if arguments is None else arguments)))
+    status = _status(list(sys.argv[1:] if arguments is None else arguments))
+    output.settle()
+    sys.exit(status)
 
 
 def _status(arguments: list[str]) -> int:

@@ -4,13 +4,12 @@ Section 7 of the signer specification: command names, flags, texts and the listi
 loaded by the command that needs them, so that `--help` and `decode` answer at once.
 """
 
-import contextlib
 import itertools
-import os
 import sys
 
 import click
 
+from proxy import output
 from signer.cli import configuration, demo, keys, requests, serving, watermarks
 from signer.cli.common import CliCommand, CliGroup
 from signer.errors import SignerError
@@ -46,7 +45,9 @@ for _command in (
 
 def main() -> None:
     """Run the command line; the exit status is 0 for success, 1 for any error."""
-    sys.exit(run(sys.argv[1:]))
+    status = run(sys.argv[1:])
+    output.settle()
+    sys.exit(status)
 
 
 def run(arguments: list[str]) -> int:
@@ -70,10 +71,10 @@ def run(arguments: list[str]) -> int:
         click.echo("Aborted.", err=True)
         return 1
     except BrokenPipeError:
-        return _without_output(1)
+        return 1
     except OSError as exc:
         click.echo(f"Error: {exc.strerror or exc}{f': {exc.filename}' if exc.filename else ''}", err=True)
-        return _without_output(1)
+        return 1
     except BaseExceptionGroup as group:
         expected, rest = group.split(SignerError)
         if rest is not None:
@@ -99,13 +100,6 @@ def _debugging(arguments: list[str]) -> bool:
     levels = [level for option, level in itertools.pairwise(arguments) if option == "--log"]
     levels += [argument.removeprefix("--log=") for argument in arguments if argument.startswith("--log=")]
     return not {"debug", "trace"}.isdisjoint(levels)
-
-
-def _without_output(status: int) -> int:
-    """What couldn't be written is not tried again at the end of the process, which would add its own complaint."""
-    with contextlib.suppress(OSError):
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-    return status
 
 
 @cli.command("help", cls=CliCommand)

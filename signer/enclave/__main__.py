@@ -9,6 +9,7 @@ from pathlib import Path
 
 import trio
 
+from proxy import output
 from proxy.address import (
     VSOCK_ANY,
     Address,
@@ -22,6 +23,7 @@ from proxy.address import (
     remove,
 )
 from signer.enclave.hybrid import Greeter
+from signer.enclave.log import say
 from signer.enclave.sealing.interface import Sealing
 from signer.enclave.sealing.local import KeyFileError, LocalSealing, load_or_create_key_file
 from signer.enclave.sealing.none import NoSealing
@@ -54,6 +56,7 @@ def main() -> None:
     except ListenError as exc:
         print(f"Error: {exc}", file=sys.stderr)
         sys.exit(1)
+    output.settle()
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -178,7 +181,7 @@ async def _stop_on_signal(server: Server) -> None:
 
 
 def _announce(address: Address) -> None:
-    print(f"enclave: listening on {address}", file=sys.stderr, flush=True)
+    say(f"listening on {address}")
 
 
 def _harden(*, exit_with_parent: bool) -> None:

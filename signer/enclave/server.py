@@ -1,11 +1,11 @@
 """Serves sessions over streams: one task a connection, frames in order, a fault never touches another session."""
 
 import errno
-import sys
 from collections.abc import Awaitable, Callable
 
 import trio
 
+from signer.enclave.log import say
 from signer.enclave.session import Session
 from signer.rpc.frames import FrameDecoder, FrameError, encode_frame
 
@@ -67,10 +67,10 @@ class Server:
             async with stream:
                 if greet is not None and not await greet(stream):
                     return
-                _log(f"session {number}: opened")
+                say(f"session {number}: opened")
                 await self._session(stream, number)
         except (trio.BrokenResourceError, trio.ClosedResourceError, trio.TooSlowError, OSError) as exc:
-            _log(f"session {number}: connection lost: {type(exc).__name__}")
+            say(f"session {number}: connection lost: {type(exc).__name__}")
         finally:
             self._slots.release()
 
@@ -86,11 +86,11 @@ class Server:
             if not self._stopping:
                 decoder.receive_eof()
         except FrameError as exc:
-            _log(f"session {number}: {exc}")
+            say(f"session {number}: {exc}")
         finally:
             keys = session.number_of_keys
             session.close()
-        _log(f"session {number}: closed, {keys} key(s) forgotten")
+        say(f"session {number}: closed, {keys} key(s) forgotten")
 
     async def _receive(self, stream: trio.SocketStream) -> bytes | bytearray:
         """The next bytes; empty at the end of the stream, and when the program stops."""
@@ -113,9 +113,5 @@ async def _accept_one(listener: trio.abc.Listener[trio.SocketStream]) -> trio.So
         except OSError as exc:
             if exc.errno not in _LACKING:
                 raise
-            _log(f"cannot accept a connection: {exc.strerror}")
+            say(f"cannot accept a connection: {exc.strerror}")
         await trio.sleep(_ACCEPT_PAUSE)
-
-
-def _log(text: str) -> None:
-    print(f"enclave: {text}", file=sys.stderr, flush=True)

@@ -5,13 +5,13 @@ framing are left to `signer.enclave.server`. Every error is a reply; none ends t
 """
 
 import os
-import sys
 from collections.abc import Callable
 from traceback import extract_tb
 from typing import assert_never
 
 from signer.crypto import CryptoError, UnsupportedError, generate_secret_key, load_secret_key
 from signer.crypto.interface import SecretKey
+from signer.enclave.log import say
 from signer.enclave.sealing.interface import Sealer, Sealing, SealingError
 from signer.rpc.messages import (
     Call,
@@ -166,7 +166,7 @@ class Session:
 def _report(exc: Exception) -> None:
     """Say where a bug was met; its text and values stay inside, they may hold a key."""
     where = " < ".join(f"{frame.name}:{frame.lineno}" for frame in reversed(extract_tb(exc.__traceback__)))
-    print(f"enclave: internal error: {type(exc).__name__} in {where}", file=sys.stderr, flush=True)
+    say(f"internal error: {type(exc).__name__} in {where}")
 
 
 def _capital(text: str) -> str:

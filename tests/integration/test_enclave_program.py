@@ -56,19 +56,14 @@ def test_a_port_of_the_environment_that_is_none(tmp_path: Path, port: str) -> No
     assert f"LISTEN_PORT: expected a port number, got {port!r}" in done.stderr
 
 
+SERVE = [sys.executable, "-m", "signer.enclave", "--listen", "tcp:127.0.0.1:0", "--sealing", "none", "--development"]
+PUBLIC_KEY_0 = bytes.fromhex("0000000ca1695075626c69634b657900")
+UNINITIALIZED = bytes.fromhex("00000024a163457272a2676d6573736167656d756e696e697469616c697a656466736f75726365f6")
+
+
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
-def test_a_signal_ends_it_orderly(tmp_path: Path, number: signal.Signals) -> None:
-    command = [
-        sys.executable,
-        "-m",
-        "signer.enclave",
-        "--listen",
-        "tcp:127.0.0.1:0",
-        "--sealing",
-        "none",
-        "--development",
-    ]
-    with subprocess.Popen(command, stderr=subprocess.PIPE, text=True, env=ENVIRONMENT) as process:
+def test_a_signal_ends_it_orderly(number: signal.Signals) -> None:
+    with subprocess.Popen(SERVE, stderr=subprocess.PIPE, text=True, env=ENVIRONMENT) as process:
         assert process.stderr is not None
         assert process.stderr.readline().startswith("WARNING sealing is off")
         port = int(process.stderr.readline().rpartition(":")[2])
@@ -76,4 +71,18 @@ def test_a_signal_ends_it_orderly(tmp_path: Path, number: signal.Signals) -> Non
             assert process.stderr.readline().endswith("opened\n")
             process.send_signal(number)
             assert process.stderr.readline().endswith("closed, 0 key(s) forgotten\n")
+        assert process.wait(DEADLINE) == 0
+
+
+def test_a_log_that_nobody_reads_ends_no_session() -> None:
+    with subprocess.Popen(SERVE, stderr=subprocess.PIPE, text=True, env=ENVIRONMENT) as process:
+        assert process.stderr is not None
+        process.stderr.readline()
+        port = int(process.stderr.readline().rpartition(":")[2])
+        process.stderr.close()
+        for _ in range(3):
+            with socket.create_connection(("127.0.0.1", port), DEADLINE) as host:
+                host.sendall(PUBLIC_KEY_0)
+                assert host.recv(len(UNINITIALIZED), socket.MSG_WAITALL) == UNINITIALIZED
+        process.terminate()
         assert process.wait(DEADLINE) == 0
