@@ -11,7 +11,6 @@ import structlog
 import trio
 from prometheus_client import CollectorRegistry
 
-from proxy.address import VSOCK_ANY, Address, TcpAddress, UnixAddress, VsockAddress
 from proxy.bind import BindError, is_served
 from proxy.metrics import Metrics
 from proxy.service import Proxy, forward_without_list
@@ -28,21 +27,10 @@ _IN_USE = "the built-in proxy's address is in use"
 def _forward(nitro: NitroSettings) -> Forward:
     host, _, port = nitro.proxy_remote_address.rpartition(":")
     return Forward(
-        listen=_beside(nitro.enclave, nitro.proxy_local_port),
+        listen=nitro.proxy_listen,
         remote_host=host.removeprefix("[").removesuffix("]"),
         remote_port=int(port),
     )
-
-
-def _beside(enclave: Address, port: int) -> Address:
-    """Where the enclave at that address looks for *port* of its parent."""
-    match enclave:
-        case VsockAddress():
-            return VsockAddress(VSOCK_ANY, port)
-        case UnixAddress(base, _):
-            return UnixAddress(base, port)
-        case TcpAddress():
-            return TcpAddress("127.0.0.1", port)
 
 
 class KmsProxies:

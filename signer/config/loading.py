@@ -18,6 +18,7 @@ from typing import Any, TypeVar
 from pydantic import BaseModel, ValidationError
 from pydantic_core import ErrorDetails
 
+from proxy.address import Address
 from signer.config import models
 from signer.config._yaml import Document, Value, YamlError, parse
 from signer.config._yaml import Path as KeyPath
@@ -201,10 +202,22 @@ class _Loader:
             settings.came_from(self._origin)
             if _overlap(settings.server.address, settings.server.utility_address):
                 self.fault(("server", "utility_address"), "server.address takes this port already")
+            self._check_proxies(settings)
             if self._faults:  # those of a good file are for the command to say: some do without
                 for path, text in refusals(settings):
                     self.fault(path, text)
         return settings
+
+    def _check_proxies(self, settings: Settings) -> None:
+        """Vaults may share a built-in proxy, but not one that leads elsewhere."""
+        taken: dict[Address, tuple[str, str]] = {}  # listening address: vault, target
+        for name, vault in settings.vaults.items():
+            nitro = vault.config
+            if isinstance(nitro, NitroSettings) and nitro.proxy_remote_address:
+                first, target = taken.setdefault(nitro.proxy_listen, (name, nitro.proxy_remote_address))
+                if target != nitro.proxy_remote_address:
+                    path = ("vaults", name, "config", "proxy_local_port")
+                    self.fault(path, f"the proxy of vault {first} takes this port already, and leads to {target}")
 
     def _base_dir(self, flag: str, value: object) -> object:
         if flag:

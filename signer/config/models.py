@@ -220,6 +220,17 @@ class NitroSettings(Strict):
         return self
 
     @property
+    def proxy_listen(self) -> address.Address:
+        """Where the enclave looks for `proxy_local_port` of its parent."""
+        match self.enclave:
+            case address.VsockAddress():
+                return address.VsockAddress(address.VSOCK_ANY, self.proxy_local_port)
+            case address.UnixAddress(base, _):
+                return address.UnixAddress(base, self.proxy_local_port)
+            case address.TcpAddress():
+                return address.TcpAddress("127.0.0.1", self.proxy_local_port)
+
+    @property
     def enclave(self) -> address.Address:
         """Where the enclave listens."""
         if self.enclave_address is not None:

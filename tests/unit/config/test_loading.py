@@ -466,3 +466,31 @@ def test_the_snippet_of_a_deprecation_earns_no_second_warning(tmp_path: Path) ->
 def test_a_password_in_a_url_is_not_shown(tmp_path: Path) -> None:
     settings = load(tmp_path, "policy_hook: {address: 'http://u:hunter5@h/x'}")
     assert "hunter5" not in config.effective(settings)
+
+
+def test_two_built_in_proxies_on_one_port(tmp_path: Path) -> None:
+    """The second would find a proxy at work there, and its enclave would call on another host."""
+
+    def vault(name: str, remote: str, port: int = 8000) -> str:
+        config = f"{{encryption_key_id: k, proxy_remote_address: '{remote}', proxy_local_port: {port}}}"
+        return f"  {name}: {{driver: nitro, config: {config}}}\n"
+
+    (fault,) = faults(tmp_path, "vaults:\n" + vault("a", "kms.eu:443") + vault("b", "kms.us:443"))
+    assert fault.endswith(
+        "vaults.b.config.proxy_local_port: the proxy of vault a takes this port already, and leads to kms.eu:443"
+    )
+    load(tmp_path, "vaults:\n" + vault("a", "kms.eu:443") + vault("b", "kms.eu:443"))
+    load(tmp_path, "vaults:\n" + vault("a", "kms.eu:443") + vault("b", "kms.us:443", 8001))
+
+
+@pytest.mark.parametrize(
+    ("enclave", "listen"),
+    [
+        ("enclave_cid: 16", "vsock:any:9000"),
+        ("enclave_address: 'unix:/run/v.sock:2000'", "unix:/run/v.sock:9000"),
+        ("enclave_address: 'tcp:127.0.0.1:2000'", "tcp:127.0.0.1:9000"),
+    ],
+)
+def test_where_the_enclave_finds_its_proxy(tmp_path: Path, enclave: str, listen: str) -> None:
+    found = nitro(tmp_path, f"encryption_key_id: k\nproxy_local_port: 9000\n{enclave}")
+    assert str(found.proxy_listen) == listen
