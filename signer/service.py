@@ -25,6 +25,7 @@ import trio
 from proxy.address import connect
 from signer import config
 from signer.config import NitroSettings, Settings
+from signer.config.models import KEY_FILE
 from signer.errors import ConfigurationError
 from signer.http.api import SigningApi
 from signer.http.connection import Api, Limits
@@ -47,7 +48,6 @@ logger = structlog.get_logger(__name__)
 
 __all__ = ["ListedKey", "Serving", "listed_keys", "open_vaults", "serve"]
 
-_KEY_FILE = "enclave_keys.json"
 _UTILITY_BODY = 4096  # bytes; nothing there takes a body
 
 Task = Callable[..., Awaitable[object]]
@@ -305,7 +305,7 @@ def _build_vaults(settings: Settings) -> dict[str, Vault]:
 
 
 def _build_nitro(name: str, nitro: NitroSettings, base_dir: Path) -> NitroVault:
-    storage = base_dir / _KEY_FILE
+    storage = base_dir / KEY_FILE
     if nitro.storage is not None and isinstance(nitro.storage.config, str):
         storage = Path(nitro.storage.config)
     keys = nitro.credentials
