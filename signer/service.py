@@ -37,6 +37,7 @@ from signer.signing import Signing
 from signer.tezos.keys import PublicKeyHash
 from signer.vaults.interface import Vault, VaultKey
 from signer.vaults.nitro import credentials
+from signer.vaults.nitro.discovery import FixedLocator
 from signer.vaults.nitro.vault import NitroVault, Timeouts
 from signer.watermark.database import FILE_NAME
 from signer.watermark.interface import WatermarkStore
@@ -311,7 +312,7 @@ def _build_nitro(name: str, nitro: NitroSettings, base_dir: Path) -> NitroVault:
     keys = nitro.credentials
     return NitroVault(
         name=name,
-        address=nitro.enclave,
+        locator=FixedLocator(nitro.enclave),
         storage=storage,
         credentials=credentials.provider(
             access_key_id=keys.access_key_id,

@@ -23,7 +23,7 @@ from signer.policy import Caller, KeyPolicy, check_first_byte, check_possession,
 from signer.tezos.errors import TezosError
 from signer.tezos.keys import Curve, PublicKey, PublicKeyHash, Signature, digest_of
 from signer.tezos.requests import Request, decode
-from signer.vaults.interface import Distrusting, Vault, VaultHealth, VaultKey
+from signer.vaults.interface import SignatureMismatchError, Vault, VaultHealth, VaultKey
 from signer.watermark.interface import (
     SLOT_OF_KIND,
     Advance,
@@ -41,10 +41,6 @@ _LARGE = 8 * 1024  # bytes of a request that are decoded in a thread
 MAX_VERIFY_BATCH = 32  # signatures; bounds how long one batch keeps the event loop, some 10 ms
 
 
-class SignatureMismatchError(SignerError):
-    """The vault returned a signature that does not verify: it was thrown away and never left."""
-
-
 @dataclass(frozen=True, slots=True)
 class _Order:
     """A request that passed all checks: what is to be signed, by which key, where."""
@@ -56,6 +52,7 @@ class _Order:
     digest: bytes
     version: int
     request: Request
+    deadline: float  # Trio's clock: until when the vault may take
 
     @property
     def identity(self) -> tuple[PublicKeyHash, bytes, int]:
@@ -205,7 +202,7 @@ class Signing:
         vault, key = await self._lookup(pkh)
         log.vault = vault.kind
         check_request(policy, pkh, request)
-        return _Order(key, pkh, vault, message, digest_of(message), version, request)
+        return _Order(key, pkh, vault, message, digest_of(message), version, request, log.began + vault.patience)
 
     def _permitted_vaults(self, pkh: PublicKeyHash) -> Sequence[Vault]:
         """The vaults that may be used for the key, in the order of the configuration."""
@@ -219,7 +216,7 @@ class Signing:
         away = None
         for vault in self._permitted_vaults(pkh):
             key = vault.keys().get(pkh)
-            if key is not None and vault.ready:
+            if key is not None and vault.serves(pkh):
                 return vault, key
             if key is not None and away is None:
                 away = vault, key
@@ -247,7 +244,7 @@ class Signing:
         async with trio.open_nursery() as nursery:
             for vault in self._permitted_vaults(pkh):
                 if not vault.ready:
-                    nursery.start_soon(vault.wait_ready)
+                    nursery.start_soon(vault.wait_ready, trio.current_time() + vault.patience)
 
     # -- the flight
 
@@ -299,10 +296,14 @@ class Signing:
     async def _sign_and_mark(self, order: _Order, mark: MarkKey) -> tuple[Signature | None, str | None]:
         """Advance the mark and have the signature made, side by side while the vault is up.
 
-        While the vault's link is down the signature comes first: an enclave that stays away moves no mark.
+        While the vault's link is down the signature comes first: an enclave that stays away moves no mark. What
+        needs no enclave, a repeat and a refusal, doesn't wait for it.
         Returns the new signature, verified (None if an earlier one stands), and the one stored before.
         """
-        if not order.vault.ready:
+        if not order.vault.serves(order.pkh):
+            stored = await self._recall(order, mark)
+            if stored is not None:
+                return None, stored
             signature = await self._ask_vault(order)
             return signature, await self._advance(order, mark, lambda _: None).wait()
 
@@ -328,44 +329,53 @@ class Signing:
         """Begin to advance the mark; its outcome is counted when it is known."""
         assert order.request.level is not None
         assert order.request.round is not None
-        kind, backend = order.request.kind, self._marks.backend
         began = trio.current_time()
 
         def settled(advance: Advance) -> None:
-            self._metrics.watermark_operation(backend, kind, refused=advance.error is not None)
-            self._metrics.watermark_duration(backend, trio.current_time() - began)
+            self._count_decision(order, began, refused=advance.error is not None)
             on_settled(advance)
 
         return self._marks.advance(mark, order.request.level, order.request.round, order.digest, on_settled=settled)
 
-    async def _ask_vault(self, order: _Order) -> Signature:
-        """A new signature, verified; one that does not verify may only show a link out of step."""
-        try:
-            return await self._ask_once(order)
-        except SignatureMismatchError:
-            if not isinstance(order.vault, Distrusting) or not order.vault.distrust("a signature did not verify"):
-                raise
-        return await self._ask_once(order)
-
-    async def _ask_once(self, order: _Order) -> Signature:
+    async def _recall(self, order: _Order, mark: MarkKey) -> str | None:
+        """The stored signature of exactly these bytes; counted as a decision where it is the last one."""
+        assert order.request.level is not None
+        assert order.request.round is not None
         began = trio.current_time()
+        try:
+            stored = await self._marks.recall(mark, order.request.level, order.request.round, order.digest)
+        except SignerError:
+            self._count_decision(order, began, refused=True)
+            raise
+        if stored is not None:
+            self._count_decision(order, began, refused=False)
+        return stored
+
+    def _count_decision(self, order: _Order, began: float, *, refused: bool) -> None:
+        self._metrics.watermark_operation(self._marks.backend, order.request.kind, refused=refused)
+        self._metrics.watermark_duration(self._marks.backend, trio.current_time() - began)
+
+    async def _ask_vault(self, order: _Order) -> Signature:
+        """A new signature, verified."""
+        began, chain_id = trio.current_time(), order.request.chain_id or ""
         if self._nursery is not None and self._is_alone and order.pkh.curve is Curve.BLS12_381:
             self._nursery.start_soon(_expect, order)
         try:
-            signature = await order.vault.sign(order.pkh, order.message, version=order.version)
+            signature = await order.vault.sign(
+                order.pkh,
+                order.message,
+                version=order.version,
+                accept=partial(self._verifies, order),
+                deadline=order.deadline,
+            )
+        except SignatureMismatchError as exc:
+            self._metrics.vault_error(order.vault.kind, "n/a", chain_id)
+            raise SignatureMismatchError(_mismatch_text("signature", order.pkh, order.vault)) from exc
         except SignerError as exc:
-            self._metrics.vault_error(order.vault.kind, str(exc.status), order.request.chain_id or "")
+            self._metrics.vault_error(order.vault.kind, str(exc.status), chain_id)
             raise
-        if not await self._verifies(order, signature):
-            self._metrics.vault_error(order.vault.kind, "n/a", order.request.chain_id or "")
-            raise SignatureMismatchError(_mismatch_text("signature", order.pkh, order.vault))
-        self._metrics.vault_signed(
-            order.vault.kind,
-            str(order.pkh),
-            order.request.kind,
-            order.request.chain_id or "",
-            trio.current_time() - began,
-        )
+        elapsed = trio.current_time() - began
+        self._metrics.vault_signed(order.vault.kind, str(order.pkh), order.request.kind, chain_id, elapsed)
         return signature
 
     @property
@@ -551,10 +561,15 @@ class _RequestLog:
 async def verified_possession(vault: Vault, key: VaultKey, over: PublicKey | None) -> Signature:
     """A proof of possession by *key* in *vault*, verified; raises `SignatureMismatchError` for a wrong one."""
     pkh = key.public_key.hash
-    proof = await vault.prove_possession(pkh, over=over)
-    if not crypto.verify_possession(key.public_key, proof, over=over):
-        raise SignatureMismatchError(_mismatch_text("proof of possession", pkh, vault))
-    return proof
+
+    async def accept(proof: Signature) -> bool:
+        await trio.lowlevel.checkpoint()
+        return crypto.verify_possession(key.public_key, proof, over=over)
+
+    try:
+        return await vault.prove_possession(pkh, over=over, accept=accept)
+    except SignatureMismatchError as exc:
+        raise SignatureMismatchError(_mismatch_text("proof of possession", pkh, vault)) from exc
 
 
 def _skipped(pkh: PublicKeyHash, states: Mapping[str, VaultHealth]) -> list[str]:

@@ -4,9 +4,9 @@ Section 4 and 5 of the signer specification describe the two that exist. A vault
 a request never holds a reference to a connection: it asks the vault.
 """
 
-from collections.abc import Mapping
+from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass
-from typing import Protocol, runtime_checkable
+from typing import Protocol
 
 import trio
 
@@ -23,6 +23,10 @@ class VaultError(SignerError):
 
 class VaultUnavailableError(UnavailableError):
     """The vault's link is down or was lost during the request; the same bytes may be asked again."""
+
+
+class SignatureMismatchError(SignerError):
+    """The vault returned a signature that does not verify: it was thrown away and never left."""
 
 
 class UnsupportedByVaultError(SignerError):
@@ -49,11 +53,16 @@ class VaultHealth:
     skipped: Mapping[str, str]  # public key hash (or position) of each unusable key, and why
 
 
+Accept = Callable[[Signature], Awaitable[bool]]
+"""The caller's verification of a signature: one that it declines never leaves, and may only show a link out of step."""
+
+
 class Vault(Protocol):
     """One entry of `vaults:`."""
 
     name: str  # the configuration's name, as `--vault` takes it
     kind: str  # "NitroEnclave", "AWSKMS": as logs, listings and metrics show it
+    patience: float  # seconds that one caller waits at most, in all
 
     async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
         """Connect, load the keys, keep the link up until cancelled.
@@ -64,13 +73,29 @@ class Vault(Protocol):
 
     @property
     def ready(self) -> bool:
-        """Whether a signature can be asked for now; cheap, read for every request."""
+        """Whether the link is up and every key was tried: one that cannot be used has nothing to wait for."""
 
-    async def wait_ready(self) -> bool:
-        """Wait until a signature can be asked for, no longer than the vault allows; returns whether it can."""
+    def serves(self, key: PublicKeyHash) -> bool:
+        """Whether a signature by *key* can be asked for now; cheap, read for every request."""
+
+    async def wait_ready(self, deadline: float) -> bool:
+        """Wait until the vault is ready, no longer than *deadline* (Trio's clock); returns whether it is."""
+
+    async def wait_change(self) -> None:
+        """Return at the next change of the link's state or of the keys."""
+
+    @property
+    def last_sign_of_life(self) -> float:
+        """Trio's clock: the last reply, or the last finished attempt to reach a vault that is known to be away."""
 
     async def refresh(self) -> None:
         """Look for keys that another process has stored since; cheap when nothing has changed, never raises."""
+
+    async def reload(self) -> None:
+        """Take the stored keys as they are now, as an operator asks for it: what is gone there is dropped.
+
+        Raises a `SignerError` where they cannot be read; then the keys known stay in use.
+        """
 
     def keys(self) -> Mapping[PublicKeyHash, VaultKey]:
         """The keys that are known now; no I/O. Empty while the link has never been up."""
@@ -78,26 +103,20 @@ class Vault(Protocol):
     def health(self) -> VaultHealth:
         """The state of the link and of the keys; no I/O."""
 
-    async def sign(self, key: PublicKeyHash, message: bytes, *, version: int) -> Signature:
-        """Sign a request's bytes. The caller verifies the signature.
+    async def sign(
+        self, key: PublicKeyHash, message: bytes, *, version: int, accept: Accept, deadline: float
+    ) -> Signature:
+        """Sign a request's bytes before *deadline* (Trio's clock); *accept* verifies the signature.
 
         Cancelling the caller never disturbs other callers. Raises `VaultError`, `VaultUnavailableError`,
-        `KeyNotFoundError`.
+        `SignatureMismatchError`, `KeyNotFoundError`.
         """
 
-    async def prove_possession(self, key: PublicKeyHash, *, over: PublicKey | None = None) -> Signature:
-        """A BLS proof of possession over *over*, by default over the key itself."""
+    async def prove_possession(self, key: PublicKeyHash, *, over: PublicKey | None = None, accept: Accept) -> Signature:
+        """A BLS proof of possession over *over*, by default over the key itself; *accept* verifies it."""
 
     async def import_key(self, secret: SecretKey) -> PublicKey:
         """Store a key; returns after it is durable. A key that is there already is an error that says so."""
 
     async def generate(self, curve: Curve) -> PublicKey:
         """Make and store a key; returns after it is durable."""
-
-
-@runtime_checkable
-class Distrusting(Protocol):
-    """A vault whose answers can get out of step with what was asked."""
-
-    def distrust(self, reason: str) -> bool:
-        """A signature did not verify. Returns whether the link is opened anew, so that asking again makes sense."""

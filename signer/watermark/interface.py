@@ -73,7 +73,7 @@ class WatermarkStoreError(SignerError):
 class Advance:
     """One mark on its way to the disk. A caller that stops waiting leaves it advanced, never half written."""
 
-    __slots__ = ("_on_settled", "_settled", "digest", "error", "key", "level", "round", "stored")
+    __slots__ = ("_on_settled", "_settled", "digest", "error", "key", "level", "moves", "round", "stored")
 
     def __init__(
         self,
@@ -82,7 +82,10 @@ class Advance:
         round: int,
         digest: bytes,
         on_settled: Callable[["Advance"], None],
+        *,
+        moves: bool = True,
     ) -> None:
+        self.moves = moves  # False: the outcome is wanted, the mark stays where it is
         self.key = key
         self.level = level
         self.round = round
@@ -127,6 +130,13 @@ class WatermarkStore(Protocol):
 
         *on_settled* is called in the Trio thread as soon as the outcome is known, before the waiter wakes. Raises
         `MalformedRequestError` for a level or round out of range, `WatermarkStoreError` if the store is closed.
+        """
+
+    async def recall(self, key: MarkKey, level: int, round: int, digest: bytes) -> str | None:
+        """What `advance` would say, while the mark stays where it is.
+
+        Returns the signature that exactly these bytes were given before, None where they have yet to be signed. Raises
+        as `advance` and `Advance.wait` do.
         """
 
     @property

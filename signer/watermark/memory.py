@@ -38,6 +38,12 @@ class MemoryWatermarks:
         advance.settle()
         return advance
 
+    async def recall(self, key: MarkKey, level: int, round: int, digest: bytes) -> str | None:
+        await trio.lowlevel.checkpoint()
+        check_range(level, round)
+        decision = decide(key, self._marks.get(key), level, round, digest)
+        return decision.signature if isinstance(decision, Replay) else None
+
     def remember(self, key: MarkKey, digest: bytes, signature: str) -> None:
         standing = self._marks.get(key)
         if standing is not None and standing.digest == digest:

@@ -98,12 +98,20 @@ class SqliteWatermarks:
     def advance(
         self, key: MarkKey, level: int, round: int, digest: bytes, *, on_settled: Callable[[Advance], None]
     ) -> Advance:
-        check_range(level, round)
+        advance = Advance(key, level, round, digest, on_settled)
+        self._hand_in(advance)
+        return advance
+
+    async def recall(self, key: MarkKey, level: int, round: int, digest: bytes) -> str | None:
+        question = Advance(key, level, round, digest, lambda _: None, moves=False)
+        self._hand_in(question)
+        return await question.wait()
+
+    def _hand_in(self, advance: Advance) -> None:
+        check_range(advance.level, advance.round)
         if not self._open:
             raise WatermarkStoreError("the watermark store is closed; nothing is signed")
-        advance = Advance(key, level, round, digest, on_settled)
         self._queue.put(advance)
-        return advance
 
     def remember(self, key: MarkKey, digest: bytes, signature: str) -> None:
         self._queue.put(_Signature(key, digest, signature))
@@ -213,4 +221,5 @@ def _check_and_set(database: Database, pending: Advance) -> None:
         case Replay(signature):
             pending.stored = signature
         case Accept():  # also where the mark stands there already: written, it is this commit that makes it durable
-            database.put(pending.key, Mark(pending.level, pending.round, pending.digest))
+            if pending.moves:
+                database.put(pending.key, Mark(pending.level, pending.round, pending.digest))

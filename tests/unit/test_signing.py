@@ -19,7 +19,7 @@ from signer.policy import Caller, KeyPolicy
 from signer.signing import SignatureMismatchError, Signing
 from signer.tezos.errors import DecodeError, TezosError
 from signer.tezos.keys import Curve, PublicKey, PublicKeyHash, Signature, chain_id_text, digest_of
-from signer.vaults.interface import VaultError, VaultHealth, VaultKey, VaultUnavailableError
+from signer.vaults.interface import Accept, VaultError, VaultHealth, VaultKey, VaultUnavailableError
 from signer.watermark.database import FILE_NAME
 from signer.watermark.interface import (
     Advance,
@@ -98,8 +98,21 @@ class FakeVault:
         task_status.started()
         await trio.sleep_forever()
 
-    async def wait_ready(self) -> bool:
-        with trio.move_on_after(self.patience):
+    def serves(self, key: PublicKeyHash) -> bool:
+        return self.ready and key in self.secrets
+
+    async def wait_change(self) -> None:
+        await trio.sleep_forever()
+
+    @property
+    def last_sign_of_life(self) -> float:
+        return trio.current_time()
+
+    async def reload(self) -> None:
+        await self.refresh()
+
+    async def wait_ready(self, deadline: float) -> bool:
+        with trio.move_on_at(deadline):
             while not self.ready:
                 await trio.sleep(0.01)
         return self.ready
@@ -115,7 +128,9 @@ class FakeVault:
     def health(self) -> VaultHealth:
         return VaultHealth(self.ready, "up" if self.ready else self.detail, len(self.secrets), self.skipped)
 
-    async def sign(self, key: PublicKeyHash, message: bytes, *, version: int) -> Signature:
+    async def sign(
+        self, key: PublicKeyHash, message: bytes, *, version: int, accept: Accept, deadline: float
+    ) -> Signature:
         self.asked += 1
         try:
             await self.gate.wait()
@@ -125,11 +140,16 @@ class FakeVault:
         if self.faults:
             raise self.faults.pop(0)
         self.answered += 1
-        return self.tamper(self.secrets[key].sign(message, version=version))
+        return await self._accepted(self.tamper(self.secrets[key].sign(message, version=version)), accept)
 
-    async def prove_possession(self, key: PublicKeyHash, *, over: PublicKey | None = None) -> Signature:
+    async def prove_possession(self, key: PublicKeyHash, *, over: PublicKey | None = None, accept: Accept) -> Signature:
         await trio.lowlevel.checkpoint()
-        return self.tamper(self.secrets[key].prove_possession(over))
+        return await self._accepted(self.tamper(self.secrets[key].prove_possession(over)), accept)
+
+    async def _accepted(self, signature: Signature, accept: Accept) -> Signature:
+        if not await accept(signature):
+            raise SignatureMismatchError("it does not verify")
+        return signature
 
     async def import_key(self, secret: SecretKey) -> PublicKey:
         raise NotImplementedError
@@ -228,6 +248,25 @@ async def test_the_same_bytes_get_the_same_signature_without_the_vault(store: Wa
         assert logs[0]["outcome"] == "replayed"
         with pytest.raises(WatermarkRefusedError):
             await ask(signing, block(7, payload=1), key=key)
+
+
+async def test_a_repeat_and_a_conflict_need_no_enclave(store: WatermarkStore) -> None:
+    """While the link is down: the stored signature, or the refusal, at once; what is new waits and moves no mark."""
+    vault = FakeVault(ED)
+    async with running(vault, store) as signing:
+        first = await ask(signing, block(7))
+        vault.ready = False
+        vault.hold()
+        with trio.fail_after(5):
+            assert await ask(signing, block(7)) == first
+            with pytest.raises(WatermarkRefusedError):
+                await ask(signing, block(7, payload=1))
+        assert vault.asked == 1
+        vault.gate.set()
+        vault.faults = [VaultUnavailableError("away")]
+        with pytest.raises(VaultUnavailableError):
+            await ask(signing, block(8))
+        await ask(signing, block(8, payload=1))
 
 
 async def test_a_signature_survives_a_restart(tmp_path: Path) -> None:
@@ -571,31 +610,6 @@ async def test_a_bls_signature_of_the_other_scheme_never_leaves() -> None:
     async with running(vault) as signing:
         with pytest.raises(SignatureMismatchError):
             await ask(signing, block(5), key=BLS, version=2)
-
-
-class LinkedVault(FakeVault):
-    """A vault whose link can be opened anew, *links* times; what it tampers with is right after that."""
-
-    links = 1
-
-    def distrust(self, reason: str) -> bool:
-        assert reason == "a signature did not verify"
-        self.links -= 1
-        if self.links < 0:
-            return False
-        self.tamper = lambda signature: signature
-        return True
-
-
-async def test_after_a_wrong_signature_a_link_opened_anew_is_asked_again() -> None:
-    vault = LinkedVault(ED)
-    async with running(vault) as signing:
-        for level, right in ((5, True), (6, False)):
-            vault.tamper = lambda _: OTHERS[Curve.ED25519].sign(block(5), version=2)
-            found: list[object] = []
-            await outcome(signing, block(level), found)
-            assert [type(one) for one in found] == [Signature if right else SignatureMismatchError]
-    assert vault.asked == 3
 
 
 @pytest.mark.parametrize(

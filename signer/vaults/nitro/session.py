@@ -15,22 +15,34 @@ from signer.rpc.frames import FrameDecoder, FrameError, encode_frame
 from signer.rpc.messages import Call, MalformedReplyError, RemoteError, Result, decode_reply, encode_call
 
 _CHUNK = 65536  # bytes of one read
+STALLED_AFTER = 0.25  # seconds without the next reply; a signature takes a millisecond or two
 
 
 class SessionLostError(Exception):
     """The connection ended before the reply came: the call may or may not have been executed."""
 
 
-class _Slot:
-    """A call on the wire."""
+class Slot:
+    """A call on the wire; *settled* is set when its outcome is known, and may be shared by several calls."""
 
-    __slots__ = ("call", "error", "result", "settled")
+    __slots__ = ("_result", "call", "done", "error", "settled")
 
-    def __init__(self, call: Call) -> None:
+    def __init__(self, call: Call, settled: trio.Event) -> None:
         self.call = call
-        self.settled = trio.Event()
-        self.result: Result = None
-        self.error: Exception | None = None
+        self.settled = settled
+        self.done = False
+        self.error: Exception | None = None  # `RemoteError` or `SessionLostError`
+        self._result: Result = None
+
+    def result(self) -> Result:
+        """What came of it; raises the error."""
+        if self.error is not None:
+            raise self.error
+        return self._result
+
+    def settle(self, result: Result = None, error: Exception | None = None) -> None:
+        self._result, self.error, self.done = result, error, True
+        self.settled.set()
 
 
 class Session:
@@ -45,11 +57,15 @@ class Session:
     def __init__(self, stream: trio.abc.Stream, *, timeout: float) -> None:
         self._stream = stream
         self._timeout = timeout
-        self._slots: deque[_Slot] = deque()
+        self._slots: deque[Slot] = deque()
+        self._head_since = 0.0  # Trio's clock: since when the next reply is waited for, while there are slots
+        self.answered_at = float("-inf")  # Trio's clock: the last reply
         self._outgoing: list[bytes] = []  # frames of the slots at the end of the queue
         self._wake_writer = trio.Event()
         self._limit = trio.CancelScope()  # its deadline is that of the next reply
         self._failure: str | None = None
+        self.ended = trio.Event()  # set when the connection is of no use any more
+        self._idle: trio.Event | None = None  # of those who wait for the end of all calls
 
     @property
     def alive(self) -> bool:
@@ -59,6 +75,16 @@ class Session:
     def failure(self) -> str:
         """Why the connection ended, for a person."""
         return self._failure or ""
+
+    @property
+    def load(self) -> int:
+        """Calls that wait for their replies."""
+        return len(self._slots)
+
+    @property
+    def stalled(self) -> bool:
+        """Whether the next reply takes longer than any that is well."""
+        return bool(self._slots) and trio.current_time() > self._head_since + STALLED_AFTER
 
     async def run(self) -> None:
         """Write calls and read replies until the connection ends, for whatever reason; then settle every call."""
@@ -75,9 +101,33 @@ class Session:
             self._end(reason)
             await trio.aclose_forcefully(self._stream)
 
+    async def wait_idle(self) -> None:
+        """Return when no call waits for its reply."""
+        while self._slots:
+            if self._idle is None:
+                self._idle = trio.Event()
+            await self._idle.wait()
+
     def close(self, reason: str) -> None:
         """End the connection; the calls on it are told that it is lost."""
         self._end(reason)
+
+    def submit(self, call: Call, settled: trio.Event | None = None) -> Slot:
+        """Put *call* on the wire; its slot is settled when the reply is there, or the connection is lost.
+
+        Whoever loses interest leaves the slot behind: it keeps its place in the line, and its reply is dropped.
+        Raises `FrameError` (the call is too large) or `SessionLostError`.
+        """
+        frame = encode_frame(encode_call(call))
+        if self._failure is not None:
+            raise SessionLostError(self._failure)
+        slot = Slot(call, trio.Event() if settled is None else settled)
+        self._slots.append(slot)
+        self._outgoing.append(frame)
+        self._wake_writer.set()
+        if len(self._slots) == 1:
+            self._expect_reply()
+        return slot
 
     async def call(self, call: Call) -> Result:
         """Send *call* and return its result.
@@ -85,19 +135,9 @@ class Session:
         Cancelling the caller disturbs no other call. Raises `FrameError` (the call is too large), `RemoteError` (the
         enclave refused, nothing else happened) or `SessionLostError`.
         """
-        frame = encode_frame(encode_call(call))
-        if self._failure is not None:
-            raise SessionLostError(self._failure)
-        slot = _Slot(call)
-        self._slots.append(slot)
-        self._outgoing.append(frame)
-        self._wake_writer.set()
-        if len(self._slots) == 1:
-            self._limit.deadline = trio.current_time() + self._timeout
-        await slot.settled.wait()  # cancelled here: the slot stays, its reply is dropped
-        if slot.error is not None:
-            raise slot.error
-        return slot.result
+        slot = self.submit(call)
+        await slot.settled.wait()
+        return slot.result()
 
     async def _write(self) -> None:
         """Send what callers left, all there is at once; its own task, so that no caller's end cuts a frame short."""
@@ -128,20 +168,35 @@ class Session:
     def _settle(self, payload: bytes) -> None:
         if not self._slots:
             raise FrameError("a reply that nobody asked for")
-        slot = self._slots[0]
+        slot, result, error = self._slots[0], None, None
         try:
-            slot.result = decode_reply(slot.call, payload)
+            result = decode_reply(slot.call, payload)
         except RemoteError as exc:
-            slot.error = exc
+            error = exc
         self._slots.popleft()
-        self._limit.deadline = trio.current_time() + self._timeout if self._slots else float("inf")
-        slot.settled.set()
+        self.answered_at = trio.current_time()
+        if self._slots:
+            self._expect_reply()
+        else:
+            self._limit.deadline = float("inf")
+            self._rest()
+        slot.settle(result, error)
+
+    def _expect_reply(self) -> None:
+        """From now on the enclave has its time for the next reply."""
+        self._head_since = trio.current_time()
+        self._limit.deadline = self._head_since + self._timeout
 
     def _end(self, reason: str) -> None:
         if self._failure is None:
             self._failure = reason
+        self.ended.set()
         self._limit.cancel(reason=reason)
         while self._slots:
-            slot = self._slots.popleft()
-            slot.error = SessionLostError(self._failure)
-            slot.settled.set()
+            self._slots.popleft().settle(error=SessionLostError(self._failure))
+        self._rest()
+
+    def _rest(self) -> None:
+        if self._idle is not None:
+            self._idle.set()
+            self._idle = None

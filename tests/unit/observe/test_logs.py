@@ -23,7 +23,7 @@ from signer.policy import Caller, KeyPolicy
 from signer.signing import Signing
 from signer.tezos.errors import TezosError
 from signer.tezos.keys import Curve, PublicKey, PublicKeyHash, Signature
-from signer.vaults.interface import VaultHealth, VaultKey, VaultUnavailableError
+from signer.vaults.interface import Accept, VaultHealth, VaultKey, VaultUnavailableError
 from signer.watermark.memory import MemoryWatermarks
 
 SECRETS = [  # test keys: of the specification, of the reference's manuals, or of the right form only
@@ -297,7 +297,22 @@ class LocalVault:
     async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
         task_status.started()
 
-    async def wait_ready(self) -> bool:
+    patience = 2.5
+
+    def serves(self, key: PublicKeyHash) -> bool:
+        return True
+
+    @property
+    def last_sign_of_life(self) -> float:
+        return trio.current_time()
+
+    async def wait_change(self) -> None:
+        await trio.sleep_forever()
+
+    async def reload(self) -> None:
+        await trio.lowlevel.checkpoint()
+
+    async def wait_ready(self, deadline: float) -> bool:
         await trio.lowlevel.checkpoint()
         return True
 
@@ -310,13 +325,15 @@ class LocalVault:
     def health(self) -> VaultHealth:
         return VaultHealth(True, "up", 1, {})
 
-    async def sign(self, key: PublicKeyHash, message: bytes, *, version: int) -> Signature:
+    async def sign(
+        self, key: PublicKeyHash, message: bytes, *, version: int, accept: Accept, deadline: float
+    ) -> Signature:
         await trio.lowlevel.checkpoint()
         if self.error is not None:
             raise self.error
         return self._secret.sign(message, version=version)
 
-    async def prove_possession(self, key: PublicKeyHash, *, over: PublicKey | None = None) -> Signature:
+    async def prove_possession(self, key: PublicKeyHash, *, over: PublicKey | None = None, accept: Accept) -> Signature:
         raise NotImplementedError
 
     async def import_key(self, secret: SecretKey) -> PublicKey:

@@ -1,45 +1,19 @@
 """The vault over a fake enclave: epochs, waiting, blobs, and what it says of itself."""
 
 import json
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
 from pathlib import Path
 
 import pytest
 import trio
 import trio.testing
 
-from proxy.address import parse
 from signer import crypto
 from signer.errors import KeyNotFoundError
 from signer.tezos.keys import Curve, PublicKeyHash
 from signer.vaults.interface import VaultError, VaultUnavailableError
 from signer.vaults.nitro.credentials import Credentials, CredentialsError
 from signer.vaults.nitro.storage import FileStorage, KeyExistsError, StorageError
-from signer.vaults.nitro.vault import NitroVault, Timeouts
-from tests.unit.vaults.fake import FakeEnclave
-
-
-async def credentials() -> Credentials:
-    await trio.lowlevel.checkpoint()
-    return Credentials("a", "b", None, "r")
-
-
-@asynccontextmanager
-async def running(path: Path, enclave: FakeEnclave, **changes: float) -> AsyncIterator[NitroVault]:
-    vault = NitroVault(
-        name="n",
-        address=parse("unix:/fake:2000"),
-        storage=path,
-        credentials=credentials,
-        encryption_key_id="k",
-        connect=enclave.connect,
-        timeouts=Timeouts(**changes),
-    )
-    async with trio.open_nursery() as nursery:
-        await nursery.start(vault.run)
-        yield vault
-        nursery.cancel_scope.cancel()
+from tests.unit.vaults.fake import FakeEnclave, prove, running, sign, signs
 
 
 @pytest.fixture
@@ -48,11 +22,6 @@ def path(tmp_path: Path) -> Path:
 
 
 OTHER = PublicKeyHash(Curve.P256, bytes(20))
-
-
-async def signs(vault: NitroVault, pkh: PublicKeyHash, message: bytes = b"m") -> bool:
-    signature = await vault.sign(pkh, message, version=2)
-    return crypto.verify(vault.keys()[pkh].public_key, message, signature)
 
 
 async def test_generate_import_sign_and_load_again(path: Path, nursery: trio.Nursery) -> None:
@@ -67,11 +36,11 @@ async def test_generate_import_sign_and_load_again(path: Path, nursery: trio.Nur
         with pytest.raises(VaultError, match="is in the vault already"):
             await vault.import_key(secret)
         with pytest.raises(VaultError, match=r"\(Nitro\): RPC Error: signer error: Signing version 0"):
-            await vault.sign(made[3].hash, b"", version=0)
-        proof = await vault.prove_possession(made[3].hash)
+            await sign(vault, made[3].hash, b"", version=0)
+        proof = await prove(vault, made[3])
         assert crypto.verify_possession(made[3], proof)
         with pytest.raises(KeyNotFoundError):
-            await vault.sign(PublicKeyHash(Curve.P256, bytes(20)), b"", version=2)
+            await sign(vault, PublicKeyHash(Curve.P256, bytes(20)), b"")
     stored = json.loads(path.read_text())
     assert path.read_text() == json.dumps(stored, indent=4)
     assert [entry["public_key_hash"] for entry in stored] == [str(key.hash) for key in (*made, secret.public_key)]
@@ -90,7 +59,7 @@ async def test_a_new_enclave_is_found_and_requests_wait_for_it(path: Path, nurse
         enclave.up = False
         enclave.kill()
         with pytest.raises(VaultUnavailableError, match="Connection refused"):
-            await vault.sign(pkh, b"m", version=2)
+            await sign(vault, pkh, b"m", version=2)
         health = vault.health()
         assert (health.ready, vault.ready, health.keys) == (False, False, 0)
         assert "Connection refused" in health.detail
@@ -143,7 +112,7 @@ async def test_an_enclave_that_hangs(path: Path, nursery: trio.Nursery, autojump
 
         enclave.tamper = hang
         with pytest.raises(VaultUnavailableError, match="did not answer within 0.1 s"):
-            await vault.sign(pkh, b"m", version=2)
+            await sign(vault, pkh, b"m", version=2)
 
 
 async def test_wrong_credentials_are_retried_and_told(path: Path, nursery: trio.Nursery) -> None:
@@ -153,18 +122,8 @@ async def test_wrong_credentials_are_retried_and_told(path: Path, nursery: trio.
         await trio.lowlevel.checkpoint()
         raise CredentialsError("(Nitro): missing credentials: nowhere")
 
-    vault = NitroVault(
-        name="n",
-        address=parse("unix:/fake:2000"),
-        storage=path,
-        credentials=none,
-        encryption_key_id="k",
-        connect=enclave.connect,
-    )
-    async with trio.open_nursery() as inner:
-        await inner.start(vault.run)
+    async with running(path, enclave, provider=none) as vault:
         assert "missing credentials: nowhere" in vault.health().detail
-        inner.cancel_scope.cancel()
 
 
 async def test_blobs_that_cannot_be_used(path: Path, nursery: trio.Nursery) -> None:

@@ -68,6 +68,20 @@ async def test_the_rule_through_a_store(make: Callable[[], WatermarkStore]) -> N
         assert await advance(store, 1, key=other) is None
 
 
+async def test_recalling_moves_nothing(make: Callable[[], WatermarkStore]) -> None:
+    async with opened(make()) as store:
+        assert await store.recall(KEY, 5, 0, A) is None
+        assert await advance(store, 4, B) is None, "level 5 did not become the mark"
+        assert await store.recall(KEY, 4, 0, B) is None, "set, not signed yet"
+        store.remember(KEY, B, "sig")
+        assert await store.recall(KEY, 4, 0, B) == "sig"
+        for level, digest in ((4, A), (3, B)):
+            with pytest.raises(WatermarkRefusedError):
+                await store.recall(KEY, level, 0, digest)
+        with pytest.raises(MalformedRequestError):
+            await store.recall(KEY, -1, 0, A)
+
+
 async def test_settled_is_called_before_the_waiter_wakes(make: Callable[[], WatermarkStore]) -> None:
     seen: list[Advance] = []
     async with opened(make()) as store:

@@ -1,0 +1,660 @@
+"""The link to the enclave, kept up for ever: finds it, opens sessions, imports the keys, asks.
+
+    link
+    ├── credentials          fetched, and again before they expire
+    ├── places               discovery: asked when the link breaks, and until it is back
+    └── epoch (one life)     one cancel scope
+        └── session × n      connect, Initialize, import, serve; rebuilt while the epoch is the newest
+
+The state that these share, and every choice between lines, is in `signer.vaults.nitro.epochs`. A request holds no
+reference to an epoch: it asks the link, which repeats what a lost session left unanswered, and asks a second session
+where the first one is slow, within the caller's deadline. Repeating is safe: signing is deterministic, or guarded by
+the digest stored with the mark. Section 4 of the signer specification; weaknesses 1 to 9 and 34 of the reference.
+"""
+
+from collections import Counter
+from collections.abc import Awaitable, Callable, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import structlog
+import trio
+
+from proxy.address import Address
+from signer import crypto
+from signer.errors import KeyNotFoundError, SignerError
+from signer.observe.tasks import Task, Tasks
+from signer.rpc.frames import FrameError
+from signer.rpc.messages import (
+    Call,
+    GenerateAndImport,
+    Import,
+    Imported,
+    ImportUnencrypted,
+    Initialize,
+    PublicKeyOf,
+    RemoteError,
+    Result,
+)
+from signer.tezos.errors import TezosError
+from signer.tezos.keys import PublicKey, PublicKeyHash
+from signer.vaults.interface import SignatureMismatchError, VaultError, VaultUnavailableError
+from signer.vaults.nitro.credentials import Credentials, CredentialsProvider
+from signer.vaults.nitro.discovery import Locator, Place
+from signer.vaults.nitro.epochs import Epoch, Epochs, Line
+from signer.vaults.nitro.pace import Pace
+from signer.vaults.nitro.session import STALLED_AFTER, Session, SessionLostError, Slot
+from signer.vaults.nitro.storage import StoredKey
+
+logger = structlog.get_logger(__name__)
+
+CONNECTING = Pace(shortest=0.02, longest=2.0)  # below the 3.6 s in which the Octez client retries
+LOCATING = Pace(shortest=0.1, longest=5.0)  # nitro-cli is a process to start
+RESOLVING = Pace(shortest=1.0, longest=60.0)  # credentials
+RESOLVE_TIMEOUT = 30.0  # seconds
+REFRESH_INTERVAL = 300.0  # seconds; the SDK renews what expires within 15 minutes, when it is asked
+RETRY_REFUSED = Pace(shortest=5.0, longest=60.0)  # blobs that KMS would not open
+IMPORTS_ON_THE_WIRE = 4  # a session; hides the way to the enclave, and holds up a signature by no more than these
+PROBE_INTERVAL = 2.0  # seconds of silence after which a session is asked for a sign of life
+MAX_MISMATCHES = 2  # signatures that do not verify, before a request gives up
+
+Connect = Callable[[Address], Awaitable[trio.abc.Stream]]
+Accept = Callable[[Result], Awaitable[bool]]
+"""Whether a result is what was asked for: the caller's verification of a signature."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Timeouts:
+    """Limits in seconds, each from the configuration."""
+
+    connect: float = 5.0
+    exchange: float = 10.0
+    wait: float = 2.5  # of one caller, in all
+
+
+class Life(NamedTuple):
+    """What makes one epoch another than the one before."""
+
+    place: Place
+    credentials: Credentials
+
+
+SessionLine = Line[Session, Life]
+SessionEpoch = Epoch[Session, Life]
+
+
+class _Outage:
+    """Since when something has been failing, on Trio's clock."""
+
+    def __init__(self) -> None:
+        self._since: float | None = None
+
+    def pause(self, pace: Pace) -> float:
+        now = trio.current_time()
+        if self._since is None:
+            self._since = now
+        return pace.pause(now - self._since)
+
+    @property
+    def lasts(self) -> bool:
+        return self._since is not None
+
+    def over(self) -> None:
+        self._since = None
+
+
+class EnclaveLink:
+    """Sessions with the enclave that *locator* finds, *sessions* of them at a time.
+
+    *on_served* hears of each key that a session can sign with now, *on_skipped* of each address whose blob no session
+    could use. `run` must be running.
+    """
+
+    def __init__(
+        self,
+        *,
+        name: str,
+        locator: Locator,
+        credentials: CredentialsProvider,
+        encryption_key_id: str,
+        connect: Connect,
+        sessions: int,
+        timeouts: Timeouts,
+        tasks: Tasks,
+        on_served: Callable[[PublicKey], None],
+        on_skipped: Callable[[str], None],
+    ) -> None:
+        self.epochs: Epochs[Session, Life] = Epochs()
+        self.failure = "not connected yet"
+        self.changed = trio.Event()  # set, and replaced, whenever something above or in `epochs` changes
+        self._name = name
+        self._locator = locator
+        self._provider = credentials
+        self._encryption_key_id = encryption_key_id
+        self._connect = connect
+        self._sessions = sessions
+        self._timeouts = timeouts
+        self._on_served = on_served
+        self._on_skipped = on_skipped
+        self._tasks = tasks
+        self._task = tasks.add(f"vault {name}")
+        self._credentials: Credentials | None = None
+        self._scopes: dict[SessionEpoch, trio.CancelScope] = {}
+        self._draining: set[SessionEpoch] = set()
+        self._nursery: trio.Nursery | None = None
+        self._wanted: Counter[str] = Counter()  # addresses that callers wait for
+        self._attempted = trio.Event()
+        self._attempted_at = float("-inf")  # Trio's clock
+        self._located = trio.Event()  # set, and replaced, each time the enclave was found
+        self._look = trio.Event()  # wakes the search for the enclave
+        self._renew = trio.Event()  # wakes the credentials
+        self._told: dict[str, str] = {}  # address of each skipped key, and what was last said of it
+        self._outage = _Outage()
+
+    # -- what others see
+
+    @property
+    def ready(self) -> bool:
+        """Whether every blob was tried: a key that cannot be used now has nothing to wait for."""
+        return self.epochs.loaded
+
+    @property
+    def last_sign_of_life(self) -> float:
+        """Trio's clock: the enclave's last reply, or the end of the last try to reach it while it is away."""
+        last = max((line.channel.answered_at for line in self.epochs.lines()), default=float("-inf"))
+        return last if self.epochs.linked else max(last, self._attempted_at)
+
+    @property
+    def silent_for(self) -> float:
+        """Seconds for which every session has owed a reply; 0 where one of them is up to date."""
+        lines = [line for line in self.epochs.lines() if line.channel.alive]
+        if not lines or not all(line.channel.stalled for line in lines):
+            return 0.0
+        return trio.current_time() - max(line.channel.answered_at for line in lines)
+
+    def list_blobs(self, entries: Sequence[StoredKey]) -> None:
+        """The key file holds *entries* now."""
+        self.epochs.list_blobs(entries)
+        self.notify()
+
+    def notify(self) -> None:
+        """Wake everybody who waits for a change."""
+        self.changed.set()
+        self.changed = trio.Event()
+
+    async def wait_ready(self, deadline: float) -> bool:
+        """Wait until the keys are there, no longer than *deadline* (Trio's clock); returns whether they are."""
+        with trio.move_on_at(deadline):
+            while not self.ready:
+                await self.changed.wait()
+        return self.ready
+
+    async def wait_settled(self, deadline: float) -> None:
+        """Wait until every blob was tried, or the link is down, no longer than *deadline*."""
+        await trio.lowlevel.checkpoint()
+        with trio.move_on_at(deadline):
+            while self.epochs.linked and not any(line.complete for line in self.epochs.lines()):
+                await self.changed.wait()
+
+    def retry_refused(self) -> None:
+        """Try the blobs that could not be opened once more, as somebody wants it."""
+        self.epochs.retry(asked_for=True)
+        self.notify()
+
+    def renew_credentials(self) -> None:
+        """Look for other credentials now."""
+        self._renew.set()
+
+    # -- the tasks
+
+    async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
+        """Keep the link up until cancelled; started when the first attempt has succeeded or failed."""
+        async with trio.open_nursery() as nursery:
+            self._nursery = nursery
+            nursery.start_soon(self._keep_credentials)
+            nursery.start_soon(self._keep_epoch)
+            nursery.start_soon(self._retry_refused)
+            await self._attempted.wait()
+            task_status.started()
+
+    async def _keep_credentials(self) -> None:
+        """Fetch the credentials, and again and again: what the SDK has renewed opens a new epoch beside the old."""
+        task, outage = self._tasks.add(f"vault {self._name} credentials"), _Outage()
+        while True:
+            try:
+                with trio.fail_after(RESOLVE_TIMEOUT):
+                    found = await self._provider()
+            except (SignerError, OSError, trio.TooSlowError) as exc:
+                why = str(exc) or f"(Nitro): no credentials within {RESOLVE_TIMEOUT:g} s"
+                task.failing(why if self._credentials is None else f"{why}; the old ones stay in use")
+                if self._credentials is None:
+                    self._failed(why)
+                pause = outage.pause(RESOLVING)
+            else:
+                task.running()
+                outage.over()
+                if found != self._credentials:
+                    self._credentials = found
+                    self._look.set()
+                pause = REFRESH_INTERVAL
+            with trio.move_on_after(pause):
+                await self._renew.wait()
+            self._renew = trio.Event()
+
+    async def _keep_epoch(self) -> None:
+        """Find the enclave, and begin an epoch for each life of it that differs from the one before."""
+        task = None if self._locator.fixed else self._tasks.add(f"vault {self._name} discovery")
+        while True:
+            if self._credentials is not None:
+                try:
+                    place = await self._locator.locate()
+                except SignerError as exc:
+                    if task is not None:
+                        task.failing(str(exc))
+                    self._failed(str(exc))
+                else:
+                    if task is not None:
+                        task.running()
+                    self._found(Life(place, self._credentials))
+            await self._until_worth_a_look()
+
+    def _found(self, life: Life) -> None:
+        """The enclave is there: the newest epoch may dial it, or a new one begins."""
+        newest = self.epochs.newest
+        if newest is None or newest.is_over() or newest.life != life:
+            epoch = self.epochs.begin(life)
+            log = logger.debug if self._outage.lasts and newest is None else logger.info  # once is enough
+            log(
+                f"(Nitro): connecting to the enclave signer on {life.place}...",
+                vault_name=self._name,
+                epoch=epoch.number,
+            )
+            assert self._nursery is not None
+            self._nursery.start_soon(self._live, epoch)
+            self._sweep()
+        self._located.set()
+        self._located = trio.Event()
+        self.notify()
+
+    async def _until_worth_a_look(self) -> None:
+        """Return when something broke or changed, or after a pause while the newest epoch has no session."""
+        newest = self.epochs.newest
+        if self._credentials is None or (newest is not None and newest.lines):
+            pause = float("inf")
+        else:
+            pause = self._outage.pause(CONNECTING if self._locator.fixed else LOCATING)
+        with trio.move_on_after(pause):
+            await self._look.wait()
+        self._look = trio.Event()
+
+    async def _retry_refused(self) -> None:
+        """Blobs that could not be opened are tried again: KMS may have been away."""
+        outage = _Outage()
+        while True:
+            await trio.sleep(outage.pause(RETRY_REFUSED))
+            if self.epochs.retry():
+                self.notify()
+            else:
+                outage.over()
+
+    async def _live(self, epoch: SessionEpoch) -> None:
+        """One epoch, until it is over or superseded."""
+        with trio.CancelScope() as scope:
+            self._scopes[epoch] = scope
+            async with trio.open_nursery() as nursery:
+                for index in range(self._sessions):
+                    nursery.start_soon(self._keep_session, epoch, index)
+        del self._scopes[epoch]
+        self._draining.discard(epoch)
+        if epoch in self.epochs.epochs:
+            self.epochs.retire(epoch)
+        self.notify()
+
+    def _sweep(self) -> None:
+        """Let go of the epochs that nobody needs any more."""
+        for epoch in self.epochs.superseded():
+            if epoch in self._scopes and epoch not in self._draining:
+                self._draining.add(epoch)
+                assert self._nursery is not None
+                self._nursery.start_soon(self._drain, epoch)
+
+    async def _drain(self, epoch: SessionEpoch) -> None:
+        """Let the exchanges of *epoch* finish, then end it; every further call goes to a newer one."""
+        with trio.move_on_after(self._timeouts.exchange):
+            for line in tuple(epoch.lines):
+                await line.channel.wait_idle()
+        if epoch in self.epochs.epochs:
+            self.epochs.retire(epoch)
+            self._scopes[epoch].cancel(reason="superseded")
+
+    # -- one session
+
+    async def _keep_session(self, epoch: SessionEpoch, index: int) -> None:
+        """Keep one session of *epoch* up for as long as the epoch lasts."""
+        task, outage = self._tasks.add(f"vault {self._name} session {index + 1}", quiet=True), _Outage()
+        while True:
+            failure, proved = await self._session(epoch, task)
+            if proved:
+                outage.over()
+            if epoch is self.epochs.newest:
+                task.failing(failure)
+            if epoch.is_over():
+                return
+            if epoch.lines:
+                await trio.sleep(outage.pause(CONNECTING))
+            else:
+                await self._located.wait()  # it is dialled only after it was found: it may have become another
+            while self.epochs.newest is not epoch:
+                await self.changed.wait()  # it only serves until the newer ones have its keys
+            if epoch.is_over():
+                return
+
+    async def _session(self, epoch: SessionEpoch, task: Task) -> tuple[str, bool]:
+        """One session from dialling to its end; returns why it ended, and whether it had been of use."""
+        try:
+            with trio.fail_after(self._timeouts.connect):
+                stream = await self._connect(epoch.life.place.address)
+        except trio.TooSlowError:
+            failure = f"(Nitro): dial {epoch.life.place.address}: no answer within {self._timeouts.connect:g} s"
+        except OSError as exc:
+            failure = f"(Nitro): dial {epoch.life.place.address}: {_reason(exc)}"
+        except (trio.BrokenResourceError, trio.ClosedResourceError) as exc:  # reset within a hybrid handshake
+            failure = (
+                f"(Nitro): dial {epoch.life.place.address}: connection lost: {exc.__cause__ or type(exc).__name__}"
+            )
+        else:
+            return await self._serve(epoch, Session(stream, timeout=self._timeouts.exchange), task)
+        self._failed(failure)
+        return failure, False
+
+    async def _serve(self, epoch: SessionEpoch, session: Session, task: Task) -> tuple[str, bool]:
+        line = None
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(session.run)
+            if await self._initialize(session, epoch.life.credentials):
+                line = self.epochs.join(epoch, session)
+                self._progress(line, task)
+                for _ in range(IMPORTS_ON_THE_WIRE):
+                    nursery.start_soon(self._import, line, task)
+                nursery.start_soon(self._probe, line)
+                try:
+                    await session.ended.wait()
+                finally:
+                    self.epochs.leave(line)
+            nursery.cancel_scope.cancel(reason=session.failure)
+        if line is not None:
+            logger.debug("an enclave session ended", vault_name=self._name, error=session.failure)
+            self._look.set()
+        if not self.epochs.linked:
+            self._renew.set()  # they may be what is wrong
+        self._failed(session.failure)
+        self._sweep()
+        return session.failure, line is not None and line.was_complete
+
+    async def _initialize(self, session: Session, credentials: Credentials) -> bool:
+        try:
+            await session.call(
+                Initialize(
+                    access_key_id=credentials.access_key_id,
+                    secret_access_key=credentials.secret_access_key,
+                    session_token=credentials.session_token,
+                    encryption_key_id=self._encryption_key_id,
+                    region=credentials.region,
+                )
+            )
+        except RemoteError as exc:
+            session.close(f"(Nitro): RPC Error: {exc}")
+        except FrameError as exc:
+            session.close(f"(Nitro): Initialize: {exc}")
+        except SessionLostError:
+            pass
+        return session.alive
+
+    def _failed(self, why: str) -> None:
+        """Something ended, or didn't begin; if nothing else answers, the link is down."""
+        self._attempted_at = trio.current_time()
+        if not self.epochs.linked:
+            self.failure = why
+            self._task.failing(why)
+            self._attempted.set()
+        self.notify()
+
+    # -- imports
+
+    async def _import(self, line: SessionLine, task: Task) -> None:
+        """Import one blob after the other over *line*; several of these keep the wire busy."""
+        while True:
+            stored = self.epochs.take(line, self._wanted)
+            if stored is None:
+                await self.changed.wait()
+                continue
+            if not await self._import_one(line, stored):
+                return
+            self._progress(line, task)
+
+    async def _import_one(self, line: SessionLine, stored: StoredKey) -> bool:
+        """Returns False if the session was lost over it."""
+        try:
+            pkh = PublicKeyHash.from_base58(stored.public_key_hash)
+            if not stored.blob:
+                raise VaultError("the entry has no encrypted_private_key in Base64")
+            result = await line.channel.call(Import(stored.blob))
+            assert isinstance(result, Imported)
+            if result.public_key.hash != pkh:
+                if not await self._in_step(line, result.public_key.hash, result.handle):
+                    return False
+                raise VaultError(f"the blob holds the key of {result.public_key.hash}")
+            crypto.check_public_key(result.public_key)
+        except SessionLostError:
+            return False  # the next session tries again
+        except (RemoteError, TezosError, VaultError, crypto.InvalidKeyError, FrameError) as exc:
+            self._refuse(line, stored, str(exc))
+            return True
+        if self.epochs.serve(line, stored, pkh, result.handle):
+            if self._told.pop(stored.public_key_hash, None) is not None:
+                logger.info("a key that was skipped can be used", vault_name=self._name, pkh=stored.public_key_hash)
+            self._on_served(result.public_key)
+        return True
+
+    def _refuse(self, line: SessionLine, stored: StoredKey, why: str) -> None:
+        self.epochs.refuse(line, stored, why)
+        skipped = self.epochs.skipped().get(stored.public_key_hash)
+        if skipped is not None:
+            self._on_skipped(stored.public_key_hash)
+        if skipped == why != self._told.get(stored.public_key_hash):
+            self._told[stored.public_key_hash] = why
+            logger.error(
+                "key skipped: its blob cannot be used",
+                vault_name=self._name,
+                pkh=stored.public_key_hash,
+                error=why,
+            )
+
+    def _progress(self, line: SessionLine, task: Task) -> None:
+        """*line* came one step further."""
+        if line.was_complete:
+            task.running()
+            self._outage.over()
+            self._task.running()
+            self._attempted.set()
+        self._sweep()
+        self.notify()
+
+    async def _probe(self, line: SessionLine) -> None:
+        """Ask for a sign of life when nobody else asks anything: a dead enclave is found before it is needed."""
+        while True:
+            await trio.sleep(PROBE_INTERVAL)
+            if line.channel.load or trio.current_time() < line.channel.answered_at + PROBE_INTERVAL:
+                continue
+            key, handle = next(iter(line.handles.items()), (None, 0))
+            if key is not None:
+                await self._in_step(line, key, handle)
+                continue
+            with suppress(RemoteError, SessionLostError):  # the session's own limit ends it, an error is an answer
+                await line.channel.call(PublicKeyOf(handle))
+
+    async def _in_step(self, line: SessionLine, key: PublicKeyHash, handle: int) -> bool:
+        """Whether the replies of *line* are those to its calls; if not, it is closed.
+
+        The call is of another kind than any that could be in doubt, so a reply that belongs to another cannot pass.
+        """
+        why = "did not answer"
+        try:
+            result = await line.channel.call(PublicKeyOf(handle))
+            if isinstance(result, PublicKey) and result.hash == key:
+                return True
+            why = "named another key"
+        except RemoteError as exc:
+            why = f"answered with an error ({exc})"
+        except SessionLostError:
+            return False
+        line.channel.close(f"the enclave is out of step: asked for the key of {key}, it {why}")
+        return False
+
+    # -- one exchange
+
+    async def ask(self, key: PublicKeyHash, make: Callable[[int], Call], *, accept: Accept, deadline: float) -> Result:
+        """Have the enclave answer about *key*, over as many sessions as it takes before *deadline* (Trio's clock).
+
+        Cancelling the caller disturbs nobody. Raises `VaultError`, `SignatureMismatchError` (*accept* said no, more
+        than once), `VaultUnavailableError`, `KeyNotFoundError`.
+        """
+        question = _Question()
+        while True:
+            self._put(question, key, make)
+            if not question.pending:
+                await self._wait_for(key, question.failure, deadline)
+                continue
+            await question.wait(min(deadline, trio.current_time() + STALLED_AFTER))
+            for line, slot in question.take_finished():
+                answer = await self._judge(question, line, slot, key, accept)
+                if answer is not None:
+                    return answer
+            if trio.current_time() >= deadline:
+                raise self._unavailable(question.failure or self._silence())
+
+    def _put(self, question: "_Question", key: PublicKeyHash, make: Callable[[int], Call]) -> None:
+        """Ask one more session, if there is one that was not asked, or if nobody is being asked."""
+        found = self.epochs.route(key, question.asked | question.doubted)
+        if found is None and not question.pending:
+            found = self.epochs.route(key)
+        if found is None:
+            return
+        line, handle = found
+        try:
+            question.pending[line] = line.channel.submit(make(handle), question.wake)
+        except FrameError as exc:
+            raise VaultError(f"(Nitro): {exc}") from exc
+
+    async def _judge(
+        self, question: "_Question", line: SessionLine, slot: Slot, key: PublicKeyHash, accept: Accept
+    ) -> Result:
+        """The result of *slot* if it is the answer, None if another session has to be asked."""
+        try:
+            result = slot.result()
+        except SessionLostError as exc:
+            question.failure = str(exc)
+            await trio.lowlevel.checkpoint()  # the link notices the loss in its own task
+            return None
+        except RemoteError as exc:
+            if await self._in_step(line, key, line.handles.get(key, 0)):
+                raise VaultError(f"(Nitro): RPC Error: {exc}") from exc
+            return None
+        if await accept(result):
+            return result
+        question.mismatches += 1
+        question.doubted.add(line)
+        await self._in_step(line, key, line.handles.get(key, 0))
+        if question.mismatches >= MAX_MISMATCHES:
+            raise SignatureMismatchError("it does not verify")
+        return None
+
+    async def _wait_for(self, key: PublicKeyHash, failure: str, deadline: float) -> None:
+        """Wait for a session that has *key*, if there is one to come; raises what the caller is told if not."""
+        address = str(key)
+        if self.epochs.loaded and not self.epochs.expects(address):
+            skipped = self.epochs.skipped().get(address)
+            if skipped is not None:
+                raise self._unavailable(skipped)
+            raise KeyNotFoundError("this key not found in any vault")
+        self._wanted[address] += 1
+        try:
+            with trio.move_on_at(deadline) as limit:
+                await self.changed.wait()
+        finally:
+            self._wanted[address] -= 1
+            self._wanted += Counter()  # drops what nobody waits for
+        if limit.cancelled_caught:
+            raise self._unavailable(failure if failure and self.epochs.linked else self.failure)
+
+    async def create(self, call: ImportUnencrypted | GenerateAndImport, deadline: float) -> tuple[SessionLine, Result]:
+        """Have a key made, once: it is not repeated, since the first may have been made."""
+        with trio.move_on_at(deadline):
+            while not self.epochs.linked:
+                await self.changed.wait()
+        lines = [line for line in self.epochs.lines() if line.channel.alive]
+        if not lines:
+            raise self._unavailable(self.failure)
+        line = min(lines, key=lambda one: (one.channel.stalled, -one.epoch.number, one.channel.load))
+        try:
+            return line, await line.channel.call(call)
+        except RemoteError as exc:
+            raise VaultError(f"(Nitro): RPC Error: {exc}") from exc
+        except SessionLostError as exc:
+            raise self._unavailable(str(exc)) from exc
+
+    def adopt(self, line: SessionLine, key: PublicKey, handle: int) -> None:
+        """A key that was made over *line* is stored: it serves there at once, and is imported over the others."""
+        self.epochs.adopt(line, key.hash, handle)
+        self._on_served(key)
+        self.notify()
+
+    def _silence(self) -> str:
+        return f"the enclave did not answer within {self._timeouts.wait:g} s"
+
+    def _unavailable(self, reason: str) -> VaultUnavailableError:
+        return VaultUnavailableError(
+            f"(Nitro): the enclave cannot be asked now, try again: {reason.removeprefix('(Nitro): ')}"
+        )
+
+
+class _Question:
+    """One call that is asked over one session or several."""
+
+    __slots__ = ("doubted", "failure", "mismatches", "pending", "wake")
+
+    def __init__(self) -> None:
+        self.pending: dict[SessionLine, Slot] = {}
+        self.doubted: set[SessionLine] = set()
+        self.mismatches = 0
+        self.failure = ""  # of the last session that was lost over it
+        self.wake = trio.Event()  # set when one of the pending is settled
+
+    @property
+    def asked(self) -> set[SessionLine]:
+        return set(self.pending)
+
+    async def wait(self, until: float) -> None:
+        """Return when a reply is there, or at *until* (Trio's clock)."""
+        with trio.move_on_at(until):
+            await self.wake.wait()
+
+    def take_finished(self) -> list[tuple[SessionLine, Slot]]:
+        finished = [(line, slot) for line, slot in self.pending.items() if slot.done]
+        if finished:
+            self.wake = trio.Event()
+            for line, _ in finished:
+                del self.pending[line]
+            for slot in self.pending.values():
+                slot.settled = self.wake
+        return finished
+
+
+def _reason(exc: OSError) -> str:
+    """What the system said; Trio puts the errors of a host's several addresses into a group behind its own."""
+    cause: BaseException | None = exc.__cause__
+    while isinstance(cause, BaseExceptionGroup):
+        cause = cause.exceptions[-1]
+    told = cause if isinstance(cause, OSError) else exc
+    return told.strerror or str(told)
