@@ -1,15 +1,23 @@
 """AWS credentials for one component: from its configuration, else from the chain of the AWS SDK.
 
 Nothing is written to the process environment, so that one component's credentials never reach another's (weakness
-31 of the reference). The enclave gets them in `Initialize`.
+31 of the reference). The enclave gets them in `Initialize`. A provider is asked again and again while the signer runs:
+temporary credentials are renewed by the SDK in the last quarter of an hour of their life, and shared files that were
+changed are read anew (weakness 9).
 """
 
+import os
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING
 
 import trio
 
 from signer.errors import SignerError
+
+if TYPE_CHECKING:
+    import botocore.session
 
 CredentialsProvider = Callable[[], Awaitable["Credentials"]]
 
@@ -29,14 +37,14 @@ class Credentials:
 
 
 def provider(*, access_key_id: str, secret_access_key: str, session_token: str, region: str) -> CredentialsProvider:
-    """A function that resolves credentials when it is called; empty values come from the SDK's chain."""
+    """A function that resolves credentials each time it is called; empty values come from the SDK's chain."""
+    configured = Credentials(access_key_id, secret_access_key, session_token or None, region)
+    chain = _Chain(configured)
 
     async def resolve() -> Credentials:
         if access_key_id and secret_access_key and region:
-            return Credentials(access_key_id, secret_access_key, session_token or None, region)
-        found = await trio.to_thread.run_sync(
-            _from_chain, access_key_id, secret_access_key, session_token, region, abandon_on_cancel=True
-        )
+            return configured
+        found = await trio.to_thread.run_sync(chain.resolve, abandon_on_cancel=True)
         if not found.access_key_id or not found.secret_access_key:
             raise CredentialsError(
                 "(Nitro): missing credentials: neither the configuration (credentials), nor the environment, "
@@ -49,30 +57,59 @@ def provider(*, access_key_id: str, secret_access_key: str, session_token: str, 
     return resolve
 
 
-def _from_chain(access_key_id: str, secret_access_key: str, session_token: str, region: str) -> Credentials:
-    """Fill what is empty from botocore's chain; blocks, and loads a heavy library only when it is needed."""
-    import botocore.exceptions
-    import botocore.session
+class _Chain:
+    """botocore's chain, which fills what is empty; it blocks, and loads a heavy library only when it is needed."""
 
-    try:
-        session = botocore.session.Session()
-        region = region or session.get_config_variable("region") or _region_of_environment()
-        if access_key_id and secret_access_key:
-            return Credentials(access_key_id, secret_access_key, session_token or None, region or "")
-        found = session.get_credentials()
-        if found is None:
-            return Credentials("", "", None, region or "")
-        frozen = found.get_frozen_credentials()
-    except (
-        botocore.exceptions.BotoCoreError,
-        botocore.exceptions.ClientError,
-    ) as exc:  # the latter is no BotoCoreError
-        raise CredentialsError(f"(Nitro): missing credentials: {exc}") from exc
-    return Credentials(frozen.access_key or "", frozen.secret_key or "", frozen.token or None, region or "")
+    def __init__(self, configured: Credentials) -> None:
+        self._configured = configured
+        self._session: botocore.session.Session | None = None  # kept: it renews what expires
+        self._stamps: list[tuple[int, int]] = []
+        self._last: Credentials | None = None
+
+    def resolve(self) -> Credentials:
+        """The credentials now. Raises `CredentialsError` where there are none, or where they can't be renewed."""
+        import botocore.exceptions
+        import botocore.session
+
+        stamps = _stamps()
+        if self._session is None or stamps != self._stamps:
+            self._session, self._stamps = botocore.session.Session(), stamps
+        try:
+            return self._from(self._session)
+        except (
+            botocore.exceptions.BotoCoreError,
+            botocore.exceptions.ClientError,
+        ) as exc:  # the latter is no BotoCoreError
+            raise CredentialsError(f"(Nitro): missing credentials: {exc}") from exc
+
+    def _from(self, session: "botocore.session.Session") -> Credentials:
+        own = self._configured
+        region = own.region or session.get_config_variable("region") or os.environ.get("AWS_REGION", "")
+        if own.access_key_id and own.secret_access_key:
+            return Credentials(own.access_key_id, own.secret_access_key, own.session_token, region)
+        source = session.get_credentials()
+        if source is None:
+            return Credentials("", "", None, region)
+        frozen = source.get_frozen_credentials()
+        found = Credentials(frozen.access_key or "", frozen.secret_key or "", frozen.token or None, region)
+        if found == self._last and getattr(source, "refresh_needed", bool)():
+            raise CredentialsError(
+                f"(Nitro): the temporary credentials ({source.method}) expire within a quarter of an hour, "
+                "and renewing them fails: see whether their source can be reached"
+            )
+        self._last = found
+        return found
 
 
-def _region_of_environment() -> str:
-    """AWS_REGION, which the SDK of the reference reads and botocore doesn't."""
-    import os
-
-    return os.environ.get("AWS_REGION", "")
+def _stamps() -> list[tuple[int, int]]:
+    """What changes when one of the SDK's shared files does."""
+    found: list[tuple[int, int]] = []
+    for variable, default in (("AWS_SHARED_CREDENTIALS_FILE", "credentials"), ("AWS_CONFIG_FILE", "config")):
+        path = Path(os.environ.get(variable) or f"~/.aws/{default}")
+        try:
+            status = path.expanduser().stat()
+        except (OSError, RuntimeError):  # the latter: nobody's home
+            found.append((0, 0))
+        else:
+            found.append((status.st_ino, status.st_mtime_ns))
+    return found

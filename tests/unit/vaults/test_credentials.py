@@ -1,6 +1,10 @@
 """Credentials of one component: the configuration goes first, then the SDK's chain, and nothing is exported."""
 
+import http.server
+import json
 import os
+import threading
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import pytest
@@ -63,3 +67,69 @@ async def test_what_is_missing_is_named(monkeypatch: pytest.MonkeyPatch) -> None
     monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "S")
     with pytest.raises(CredentialsError, match="set credentials.region, or AWS_REGION"):
         await provider(**EMPTY)()
+
+
+async def test_shared_files_that_change_are_read_anew(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("AWS_REGION", "r")
+    resolve = provider(**EMPTY)
+    with pytest.raises(CredentialsError, match="missing credentials"):
+        await resolve()
+    for name in ("A", "B"):
+        fresh = tmp_path / "fresh"
+        fresh.write_text(f"[default]\naws_access_key_id = {name}\naws_secret_access_key = S\n")
+        fresh.rename(tmp_path / "credentials")
+        assert await resolve() == Credentials(name, "S", None, "r")
+
+
+class Source:
+    """An endpoint as containers have it, whose credentials live for *seconds*."""
+
+    def __init__(self, seconds: float) -> None:
+        self.seconds = seconds
+        self.given = 0
+        self.failing = False
+        source = self
+
+        class Handler(http.server.BaseHTTPRequestHandler):
+            def do_GET(self) -> None:
+                source.given += not source.failing
+                until = datetime.now(UTC) + timedelta(seconds=source.seconds)
+                body = {"AccessKeyId": f"A{source.given}", "SecretAccessKey": "S", "Token": "T"}
+                body["Expiration"] = until.strftime("%Y-%m-%dT%H:%M:%SZ")
+                self.send_response(500 if source.failing else 200)
+                self.end_headers()
+                self.wfile.write(json.dumps(body).encode())
+
+            def log_message(self, *_: object) -> None:
+                pass
+
+        self.server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+        self._thread = threading.Thread(target=self.server.serve_forever, kwargs={"poll_interval": 0.01})
+        self._thread.start()
+
+    def close(self) -> None:
+        self.server.shutdown()
+        self.server.server_close()
+        self._thread.join()
+
+
+@pytest.mark.parametrize(("seconds", "fetched"), [(6 * 3600, 1), (700, 4)])
+async def test_temporary_credentials_are_renewed_before_they_expire(
+    monkeypatch: pytest.MonkeyPatch, seconds: float, fetched: int
+) -> None:
+    source = Source(seconds)
+    try:
+        port = source.server.server_address[1]
+        monkeypatch.setenv("AWS_CONTAINER_CREDENTIALS_FULL_URI", f"http://127.0.0.1:{port}/")
+        resolve = provider(**EMPTY | {"region": "r"})
+        found = [await resolve() for _ in range(3)]
+        assert source.given == fetched
+        assert found[-1] == Credentials(f"A{fetched}", "S", "T", "r")
+        source.failing = True
+        if fetched == 1:
+            assert await resolve() == found[-1], "nobody is asked"
+        else:
+            with pytest.raises(CredentialsError, match="expire within a quarter of an hour"):
+                await resolve()
+    finally:
+        source.close()
