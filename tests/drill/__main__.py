@@ -1,0 +1,81 @@
+"""`make drill`: run the scenarios, print a table for each, exit 1 if anything did not hold."""
+
+import argparse
+import random
+import shutil
+import sys
+import tempfile
+from functools import partial
+from pathlib import Path
+
+import trio
+
+from tests.drill import runner, table
+from tests.drill.runner import LeftOutError, Outcome
+from tests.drill.scenarios import SCENARIOS
+
+FAULTS = 1_000_000  # in effect: until the time is over
+
+
+def main() -> None:
+    options = _parser().parse_args()
+    seed = random.randrange(2**32) if options.seed is None else options.seed
+    print(f"seed {seed}", flush=True)
+    held = True
+    for name in options.scenario or SCENARIOS:
+        held &= _run(name, seed, options)
+    sys.exit(0 if held else 1)
+
+
+def _run(name: str, seed: int, options: argparse.Namespace) -> bool:
+    """Run one scenario; whether all held, or it was left out."""
+    with tempfile.TemporaryDirectory(prefix="drill-", dir=options.directory) as directory:
+        outcome = _outcome(name, seed, options, Path(directory))
+        if outcome is None:
+            return True
+        print(table.render(outcome), flush=True)
+        held = not outcome.ledger.violations
+        if not held and options.keep_logs:
+            options.keep_logs.mkdir(exist_ok=True)
+            for log in Path(directory).glob("*.log"):
+                shutil.copy(log, options.keep_logs / f"{name}-{log.name}")
+    return held
+
+
+def _outcome(name: str, seed: int, options: argparse.Namespace, directory: Path) -> Outcome | None:
+    """None for a scenario that this machine does not allow, which is said."""
+    work = partial(
+        runner.run,
+        SCENARIOS[name],
+        directory,
+        seed=seed,
+        faults=options.faults,
+        duration=options.duration,
+        bakers=options.bakers,
+        keys=options.keys,
+    )
+    outcome = None
+    try:
+        outcome = trio.run(work)
+    except* LeftOutError as group:
+        print(f"== {name}: left out: {group.exceptions[0]}", flush=True)
+    return outcome
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="python -m tests.drill", description=__doc__)
+    parser.add_argument("--seed", type=int, help="of the faults and the load; default: another one each time")
+    parser.add_argument("--duration", type=float, default=30, help="seconds for each scenario; default %(default)s")
+    parser.add_argument("--faults", type=int, default=FAULTS, help="end a scenario after so many")
+    parser.add_argument("--scenario", action="append", choices=list(SCENARIOS), help="only this; may be repeated")
+    parser.add_argument("--bakers", type=int, default=8, help="clients side by side; default %(default)s")
+    parser.add_argument("--keys", type=int, default=1, help="of each of the four curves; default %(default)s")
+    parser.add_argument(
+        "--directory", type=Path, help="where the processes keep their files; default: the temporary one"
+    )
+    parser.add_argument("--keep-logs", type=Path, help="where to move the logs of a scenario that did not hold")
+    return parser
+
+
+if __name__ == "__main__":
+    main()

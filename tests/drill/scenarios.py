@@ -1,0 +1,175 @@
+"""The faults, one scenario each; see `runner` for what holds after all of them."""
+
+import errno
+import signal
+import sqlite3
+import subprocess
+from collections.abc import Callable
+from contextlib import closing, suppress
+from pathlib import Path
+
+import trio
+
+from proxy.address import UnixAddress
+from signer.watermark.database import FILE_NAME
+from tests.drill.plan import Fault, Rates
+from tests.drill.relay import LOST
+from tests.drill.runner import Drill, LeftOutError, Scenario
+from tests.drill.world import World
+from tests.integration.conftest import free_port
+
+_RELAY_RATES = Rates(connection=0.05, request=0.05, reply=0.2)
+_GENTLE_RATES = Rates(request=0.3, reply=0.3, faults=frozenset({Fault.DELAY, Fault.BYTES}))
+_PROXY_PORT = 8000
+_STORE_SIZE = "2m"  # of the store that gets full; the marks need a tenth of it
+_VANISHING = 20  # clients that vanish side by side
+_LOOK = 0.05  # seconds between two looks whether it is enough
+
+
+async def relay(drill: Drill) -> None:
+    await _while_more(drill, _RELAY_RATES)
+
+
+async def slow(drill: Drill) -> None:
+    await _while_more(drill, _GENTLE_RATES)
+
+
+async def _while_more(drill: Drill, rates: Rates) -> None:
+    drill.world.plan.rates = rates
+    while drill.more:
+        await trio.sleep(_LOOK)
+
+
+async def kill(drill: Drill) -> None:
+    await _restarts(drill, lambda: drill.world.cid, least=0.0, most=1.0)
+
+
+async def other_cid(drill: Drill) -> None:
+    await _restarts(drill, lambda: drill.world.cid + 1, least=2.0, most=2.0)
+
+
+async def _restarts(drill: Drill, next_cid: Callable[[], int], *, least: float, most: float) -> None:
+    """Kill the enclave and have another one under the next CID, away for *least* to *most* seconds."""
+    world = drill.world
+    while drill.more:
+        spare = await world.boot()
+        await trio.sleep(drill.chance.uniform(0, 0.5))
+        killed, cid = trio.current_time(), next_cid()
+        await world.guest.kill()
+        drill.faults["enclave killed"] += 1
+        await trio.sleep_until(killed + drill.chance.uniform(least, most))
+        await world.settle_in(spare, cid)
+        world.show(cid)
+        await drill.recovered()
+
+
+async def stop(drill: Drill) -> None:
+    while drill.more:
+        guest = drill.world.guest
+        guest.signal(signal.SIGSTOP)
+        drill.faults["enclave stopped"] += 1
+        await trio.sleep(drill.chance.uniform(0, 2))
+        guest.signal(signal.SIGCONT)
+        await drill.recovered()
+
+
+async def signer_killed(drill: Drill) -> None:
+    while drill.more:
+        await trio.sleep(drill.chance.uniform(0, 0.5))
+        assert drill.world.signer is not None
+        drill.world.signer.kill()
+        await trio.to_thread.run_sync(drill.world.signer.wait)
+        drill.faults["signer killed"] += 1
+        await drill.world.start_signer()
+        await drill.recovered()
+
+
+async def with_proxy(world: World) -> None:
+    world.setup.nitro |= {"proxy_remote_address": f"127.0.0.1:{free_port()}", "proxy_local_port": _PROXY_PORT}
+
+
+async def proxy_gone(drill: Drill) -> None:
+    """Connections from the enclave through the proxy, whose host does not listen."""
+    address = UnixAddress(str(drill.world.setup.directory / "relay.sock"), _PROXY_PORT)
+    while drill.more:
+        with suppress(*LOST):
+            async with await trio.open_unix_socket(address.listener_path) as stream:
+                drill.faults["connection to the proxy's dead host"] += 1
+                await stream.send_all(b"hello")
+                await stream.receive_some(64)
+
+
+async def store_locked(drill: Drill) -> None:
+    """Another process has the marks' database for itself for a while."""
+    path = drill.world.setup.base_dir / FILE_NAME
+    while drill.more:
+        with closing(sqlite3.connect(path, isolation_level=None, check_same_thread=False, timeout=30)) as other:
+            await trio.to_thread.run_sync(other.execute, "BEGIN EXCLUSIVE")
+            drill.faults["store locked"] += 1
+            await trio.sleep(drill.chance.uniform(0, 1.5))
+            other.execute("ROLLBACK")
+        await drill.recovered()
+
+
+async def on_a_small_disk(world: World) -> None:
+    """Move the base directory to a file system of its own."""
+    base = world.setup.base_dir
+    content = {path.name: path.read_bytes() for path in base.iterdir()}
+    options = f"size={_STORE_SIZE},mode=0700"
+    done = subprocess.run(["mount", "-t", "tmpfs", "-o", options, "tmpfs", str(base)], capture_output=True, check=False)
+    if done.returncode != 0:
+        raise LeftOutError("this user cannot mount a tmpfs")
+    world.cleanup.callback(subprocess.run, ["umount", "-l", str(base)], check=False)
+    for name, data in content.items():
+        (base / name).write_bytes(data)
+
+
+async def store_full(drill: Drill) -> None:
+    filler = drill.world.setup.base_dir / "filler"
+    while drill.more:
+        _fill(filler)
+        drill.faults["store full"] += 1
+        await trio.sleep(drill.chance.uniform(0, 1))
+        filler.unlink()
+        await drill.recovered()
+
+
+def _fill(filler: Path) -> None:
+    """Write until there is no room left."""
+    try:
+        with filler.open("wb", buffering=0) as file:
+            while True:
+                file.write(bytes(4096))
+    except OSError as exc:
+        if exc.errno != errno.ENOSPC:
+            raise
+
+
+async def vanish(drill: Drill) -> None:
+    """Clients that go away in every phase, many side by side."""
+
+    async def vanishing() -> None:
+        while drill.more:
+            await drill.load.vanish_once(drill.chance)
+            drill.faults["client vanished"] += 1
+
+    async with trio.open_nursery() as nursery:
+        for _ in range(_VANISHING):
+            nursery.start_soon(vanishing)
+
+
+SCENARIOS = {
+    scenario.name: scenario
+    for scenario in (
+        Scenario("relay", "every fault of the relay", relay),
+        Scenario("slow", "delays and single bytes", slow),
+        Scenario("kill", "SIGKILL of the enclave", kill),
+        Scenario("stop", "SIGSTOP of the enclave", stop),
+        Scenario("cid", "restarts under another CID, 2 s each", other_cid),
+        Scenario("signer", "SIGKILL of the signer", signer_killed, lost_answers=True),
+        Scenario("proxy", "the proxy's host is gone", proxy_gone, prepare=with_proxy),
+        Scenario("locked", "the marks' database is locked", store_locked),
+        Scenario("full", "the marks' disk is full", store_full, prepare=on_a_small_disk),
+        Scenario("vanish", "clients that vanish", vanish),
+    )
+}

@@ -1,0 +1,208 @@
+"""The processes of a drill: enclaves under their CIDs, the relay in front of each, and the signer.
+
+The signer reaches the enclave of CID n at the hybrid socket `<n>.sock`, which is the relay's; behind it listens the
+program that lives under that CID now, or nobody. `show` says which CID the signer is to find.
+"""
+
+import signal
+import subprocess
+import sys
+from collections.abc import AsyncIterator, Callable
+from contextlib import ExitStack, asynccontextmanager
+from dataclasses import dataclass, field
+from functools import partial
+from itertools import count
+from pathlib import Path
+
+import trio
+
+from proxy.address import UnixAddress, connect, listen_unix
+from signer import crypto
+from signer.enclave.hybrid import Greeter
+from signer.enclave.sealing.local import LocalSealing, load_or_create_key_file
+from signer.tezos.keys import Curve
+from signer.vaults.nitro.storage import FileStorage
+from tests.drill import client
+from tests.drill.client import HttpError
+from tests.drill.load import Key
+from tests.drill.plan import Plan
+from tests.drill.relay import Relay
+from tests.integration.conftest import ENVIRONMENT, Setup
+
+PORT = 2000  # of the enclave program
+FIRST_CID = 16
+START_WITHIN = 30.0  # seconds for a process to start, on a machine that is busy
+_POLL = 0.005  # seconds between two looks at something that nobody announces
+_ALLOWED = {"block": None, "attestation": None, "preattestation": None}
+
+# Short times: what is lost must be noticed soon, so that the next fault finds the signer working again.
+NITRO = {"connect_timeout": 1.0, "exchange_timeout": 0.5}
+
+
+async def until(condition: Callable[[], bool], what: str, within: float = START_WITHIN) -> None:
+    """Return once *condition* holds; raises `TimeoutError` that says *what* did not happen."""
+    with trio.move_on_after(within):
+        while not condition():
+            await trio.sleep(_POLL)
+        return
+    raise TimeoutError(f"{what}: not within {within:g} s")
+
+
+@dataclass(frozen=True, slots=True)
+class Guest:
+    """One life of the enclave program."""
+
+    process: subprocess.Popen[bytes]
+    socket: Path
+
+    def signal(self, number: signal.Signals) -> None:
+        self.process.send_signal(number)
+
+    async def kill(self) -> None:
+        self.process.kill()
+        await trio.to_thread.run_sync(self.process.wait)
+
+
+@dataclass
+class World:
+    """Everything that runs; made by `open_world`, which ends it."""
+
+    setup: Setup
+    plan: Plan
+    nursery: trio.Nursery
+    keys: list[Key] = field(default_factory=list)
+    guests: dict[int, Guest] = field(default_factory=dict)  # by CID
+    cid: int = FIRST_CID  # that the signer finds
+    relays: dict[int, Relay] = field(default_factory=dict)  # by CID
+    signer: subprocess.Popen[bytes] | None = None
+    cleanup: ExitStack = field(default_factory=ExitStack)  # for what scenarios set up, once all processes have ended
+    _serial: "count[int]" = field(default_factory=count)
+
+    # -- enclaves
+
+    async def boot(self) -> Guest:
+        """Start the enclave program; it listens, and no CID leads to it yet."""
+        directory = self.setup.directory
+        path = directory / f"e{next(self._serial)}.sock"
+        command = [sys.executable, "-m", "signer.enclave", "--listen", f"unix:{path}:{PORT}", "--sealing", "local"]
+        command += ["--development", "--key-file", str(directory / "development.key")]
+        with (directory / "enclave.log").open("ab") as log:
+            process = subprocess.Popen(command, stdout=log, stderr=log, env=ENVIRONMENT)
+        self.setup.processes.append(process)
+        await until(path.exists, "the enclave program listens")
+        return Guest(process, path)
+
+    async def settle_in(self, guest: Guest, cid: int) -> None:
+        """Let *guest* live under *cid*, and the relay listen there."""
+        self.guests[cid] = guest
+        if cid not in self.relays:
+            self.relays[cid] = Relay(self.plan, partial(self._dial, cid))
+            await self.nursery.start(self._listen, cid)
+
+    def show(self, cid: int) -> None:
+        """From now on the signer finds the enclave under *cid*."""
+        self.cid = cid
+        link, new = self.setup.directory / "relay.sock", self.setup.directory / "relay.new"
+        new.symlink_to(self._socket(cid))
+        new.rename(link)  # at once: there is no moment without the link
+
+    @property
+    def guest(self) -> Guest:
+        """The one that the signer finds."""
+        return self.guests[self.cid]
+
+    def _socket(self, cid: int) -> Path:
+        return self.setup.directory / f"{cid}.sock"
+
+    async def _dial(self, cid: int) -> trio.SocketStream:
+        return await connect(UnixAddress(str(self.guests[cid].socket), PORT))
+
+    async def _listen(self, cid: int, *, task_status: trio.TaskStatus[None]) -> None:
+        relay, greeter = self.relays[cid], Greeter(PORT)
+
+        async def handle(stream: trio.SocketStream) -> None:
+            await relay.handle(stream, partial(greeter.greet, stream))
+
+        listener = await listen_unix(str(self._socket(cid)), mode=0o600)
+        task_status.started()
+        await trio.serve_listeners(handle, [listener])
+
+    # -- keys
+
+    async def make_keys(self, number: int) -> None:
+        """So many keys of each curve, sealed in the key file, and allowed to sign consensus."""
+        secret = load_or_create_key_file(self.setup.directory / "development.key")
+        self.setup.base_dir.mkdir(mode=0o700, exist_ok=True)
+        sealing, storage = LocalSealing(secret), FileStorage(self.setup.base_dir / "enclave_keys.json")
+        for curve in list(Curve) * number:
+            key = crypto.generate_secret_key(curve)
+            storage.append(key.public_key.hash, await sealing.seal(key))
+            address = str(key.public_key.hash)
+            self.keys.append(Key(address, key.public_key))
+            self.setup.policies[address] = {"allow": _ALLOWED}
+
+    # -- the signer
+
+    async def start_signer(self) -> None:
+        """Start it, and wait until it can sign."""
+        self.setup.nitro["enclave_address"] = f"unix:{self.setup.directory / 'relay.sock'}:{PORT}"
+        self.setup.write_config()
+        with self.setup.log.open("ab") as log:
+            command = self.setup.command("serve", "--no-list")
+            self.signer = subprocess.Popen(command, stdout=log, stderr=log, env=ENVIRONMENT)
+        self.setup.processes.append(self.signer)
+        await self.ready(START_WITHIN)
+
+    async def ready(self, within: float) -> None:
+        """Return once `/healthz` says that every key can sign; raises `TimeoutError`, or `OSError` if it ended."""
+        detail = ""
+        with trio.move_on_after(within):
+            while True:
+                healthy, detail = await self._health()
+                if healthy:
+                    return
+                await trio.sleep(_POLL)
+        raise TimeoutError(f"the signer does not serve again by itself within {within:g} s: {detail}")
+
+    async def _health(self) -> tuple[bool, str]:
+        assert self.signer is not None
+        if self.signer.poll() is not None:
+            raise ChildProcessError(f"the signer ended with status {self.signer.returncode}: {self.log_end()}")
+        try:
+            answer = await client.get(self.setup.utility_port, "/healthz")
+        except (OSError, HttpError) as exc:
+            return False, repr(exc)
+        return answer.status == 200 and '"skipped"' not in answer.body, answer.body
+
+    def log_end(self) -> str:
+        return self.setup.log.read_text()[-2000:]
+
+    @property
+    def descriptors(self) -> int:
+        """How many files and sockets the signer has open."""
+        assert self.signer is not None
+        return sum(1 for _ in Path(f"/proc/{self.signer.pid}/fd").iterdir())
+
+
+@asynccontextmanager
+async def open_world(
+    directory: Path, plan: Plan, *, keys: int = 1, nitro: dict[str, object] | None = None
+) -> AsyncIterator[World]:
+    """An enclave under the first CID and *keys* keys of each curve; the signer is the caller's to start."""
+    setup, cleanup = Setup(directory), ExitStack()
+    setup.nitro |= NITRO | (nitro or {})
+    try:
+        async with trio.open_nursery() as nursery:
+            world = World(setup, plan, nursery, cleanup=cleanup)
+            await world.make_keys(keys)
+            await world.settle_in(await world.boot(), FIRST_CID)
+            world.show(FIRST_CID)
+            yield world
+            nursery.cancel_scope.cancel(reason="the drill is over")
+    finally:
+        for process in setup.processes:
+            if process.poll() is None:
+                process.send_signal(signal.SIGCONT)  # a stopped one would never end
+        with trio.CancelScope(shield=True):
+            await trio.to_thread.run_sync(setup.stop_all)
+        cleanup.close()
