@@ -234,17 +234,17 @@ class Signing:
         if found is not None:
             return found
         states = {vault.name: vault.health() for vault in self._permitted_vaults(pkh)}
-        away = [f"{name}: {health.detail}" for name, health in states.items() if not health.ready]
-        if away and pkh in self._policies:  # it may well be there: the client should ask again
-            raise UnavailableError(f"no vault can use {pkh} now ({'; '.join(away + _skipped(pkh, states))})")
+        reasons = [f"{name}: {health.detail}" for name, health in states.items() if not health.ready]
+        reasons += _skipped(pkh, states)
+        if reasons and pkh in self._policies:  # it may well be there, or come: the client should ask again
+            raise UnavailableError(f"no vault can use {pkh} now ({'; '.join(reasons)})")
         raise KeyNotFoundError("; ".join(["this key not found in any vault", *_skipped(pkh, states)]))
 
     async def _wait_for_vaults(self, pkh: PublicKeyHash) -> None:
-        """Give vaults that are away their time to come up: one of them may have the key."""
+        """Give vaults that are away, or still load, their time: one of them may have the key."""
         async with trio.open_nursery() as nursery:
             for vault in self._permitted_vaults(pkh):
-                if not vault.ready:
-                    nursery.start_soon(vault.wait_ready, trio.current_time() + vault.patience)
+                nursery.start_soon(vault.wait_for, pkh, trio.current_time() + vault.patience)
 
     # -- the flight
 

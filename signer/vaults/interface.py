@@ -78,8 +78,8 @@ class Vault(Protocol):
     def serves(self, key: PublicKeyHash) -> bool:
         """Whether a signature by *key* can be asked for now; cheap, read for every request."""
 
-    async def wait_ready(self, deadline: float) -> bool:
-        """Wait until the vault is ready, no longer than *deadline* (Trio's clock); returns whether it is."""
+    async def wait_for(self, key: PublicKeyHash, deadline: float) -> None:
+        """Return when *key* can be asked for, or will not be, no later than *deadline* (Trio's clock)."""
 
     async def wait_change(self) -> None:
         """Return at the next change of the link's state or of the keys."""

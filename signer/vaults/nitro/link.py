@@ -107,8 +107,7 @@ class _Outage:
 class EnclaveLink:
     """Sessions with the enclave that *locator* finds, *sessions* of them at a time.
 
-    *on_served* hears of each key that a session can sign with now, *on_skipped* of each address whose blob no session
-    could use. `run` must be running.
+    *on_served* hears of each key that a session can sign with now. `run` must be running.
     """
 
     def __init__(
@@ -123,7 +122,6 @@ class EnclaveLink:
         timeouts: Timeouts,
         tasks: Tasks,
         on_served: Callable[[PublicKey], None],
-        on_skipped: Callable[[str], None],
     ) -> None:
         self.epochs: Epochs[Session, Life] = Epochs()
         self.failure = "not connected yet"
@@ -136,7 +134,6 @@ class EnclaveLink:
         self._sessions = sessions
         self._timeouts = timeouts
         self._on_served = on_served
-        self._on_skipped = on_skipped
         self._tasks = tasks
         self._task = tasks.add(f"vault {name}")
         self._credentials: Credentials | None = None
@@ -183,12 +180,12 @@ class EnclaveLink:
         self.changed.set()
         self.changed = trio.Event()
 
-    async def wait_ready(self, deadline: float) -> bool:
-        """Wait until the keys are there, no longer than *deadline* (Trio's clock); returns whether they are."""
+    async def wait_for(self, key: PublicKeyHash, deadline: float) -> None:
+        """Return when *key* can be asked for, or will not be, no later than *deadline* (Trio's clock)."""
+        await trio.lowlevel.checkpoint()
         with trio.move_on_at(deadline):
-            while not self.ready:
-                await self.changed.wait()
-        return self.ready
+            while self.epochs.route(key) is None and self._may_come(str(key)):
+                await self._next_change(str(key))
 
     async def wait_settled(self, deadline: float) -> None:
         """Wait until every blob was tried, or the link is down, no longer than *deadline*."""
@@ -439,30 +436,34 @@ class EnclaveLink:
             pkh = PublicKeyHash.from_base58(stored.public_key_hash)
             if not stored.blob:
                 raise VaultError("the entry has no encrypted_private_key in Base64")
-            result = await line.channel.call(Import(stored.blob))
-            assert isinstance(result, Imported)
-            if result.public_key.hash != pkh:
-                if not await self._in_step(line, result.public_key.hash, result.handle):
-                    return False
-                raise VaultError(f"the blob holds the key of {result.public_key.hash}")
-            crypto.check_public_key(result.public_key)
+            try:
+                imported = await self._imported(line, stored, pkh)
+            except (RemoteError, VaultError):  # it may be a reply that belongs to another blob
+                imported = await self._imported(line, stored, pkh)
+            crypto.check_public_key(imported.public_key)
         except SessionLostError:
             return False  # the next session tries again
         except (RemoteError, TezosError, VaultError, crypto.InvalidKeyError, FrameError) as exc:
             self._refuse(line, stored, str(exc))
             return True
-        if self.epochs.serve(line, stored, pkh, result.handle):
+        if self.epochs.serve(line, stored, pkh, imported.handle):
             if self._told.pop(stored.public_key_hash, None) is not None:
                 logger.info("a key that was skipped can be used", vault_name=self._name, pkh=stored.public_key_hash)
-            self._on_served(result.public_key)
+            self._on_served(imported.public_key)
         return True
+
+    async def _imported(self, line: SessionLine, stored: StoredKey, pkh: PublicKeyHash) -> Imported:
+        result = await line.channel.call(Import(stored.blob))
+        assert isinstance(result, Imported)
+        if result.public_key.hash != pkh:
+            if not await self._in_step(line, result.public_key.hash, result.handle):
+                raise SessionLostError(line.channel.failure)
+            raise VaultError(f"the blob holds the key of {result.public_key.hash}")
+        return result
 
     def _refuse(self, line: SessionLine, stored: StoredKey, why: str) -> None:
         self.epochs.refuse(line, stored, why)
-        skipped = self.epochs.skipped().get(stored.public_key_hash)
-        if skipped is not None:
-            self._on_skipped(stored.public_key_hash)
-        if skipped == why != self._told.get(stored.public_key_hash):
+        if self.epochs.skipped().get(stored.public_key_hash) == why != self._told.get(stored.public_key_hash):
             self._told[stored.public_key_hash] = why
             logger.error(
                 "key skipped: its blob cannot be used",
@@ -573,20 +574,29 @@ class EnclaveLink:
     async def _wait_for(self, key: PublicKeyHash, failure: str, deadline: float) -> None:
         """Wait for a session that has *key*, if there is one to come; raises what the caller is told if not."""
         address = str(key)
-        if self.epochs.loaded and not self.epochs.expects(address):
+        if not self._may_come(address):
             skipped = self.epochs.skipped().get(address)
             if skipped is not None:
                 raise self._unavailable(skipped)
             raise KeyNotFoundError("this key not found in any vault")
-        self._wanted[address] += 1
-        try:
-            with trio.move_on_at(deadline) as limit:
-                await self.changed.wait()
-        finally:
-            self._wanted[address] -= 1
-            self._wanted += Counter()  # drops what nobody waits for
+        with trio.move_on_at(deadline) as limit:
+            await self._next_change(address)
         if limit.cancelled_caught:
             raise self._unavailable(failure if failure and self.epochs.linked else self.failure)
+
+    def _may_come(self, address: str) -> bool:
+        """Whether waiting may bring the key of *address*: not every blob was tried, or its own is being tried."""
+        return not self.epochs.loaded or self.epochs.expects(address)
+
+    async def _next_change(self, address: str) -> None:
+        """Wait for a change, and let the key of *address* be imported before the others meanwhile."""
+        self._wanted[address] += 1
+        try:
+            await self.changed.wait()
+        finally:
+            self._wanted[address] -= 1
+            if not self._wanted[address]:
+                del self._wanted[address]
 
     async def create(self, call: ImportUnencrypted | GenerateAndImport, deadline: float) -> tuple[SessionLine, Result]:
         """Have a key made, once: it is not repeated, since the first may have been made."""

@@ -68,7 +68,6 @@ class NitroVault:
             timeouts=timeouts,
             tasks=tasks or Tasks(),
             on_served=self._serve,
-            on_skipped=self._skip,
         )
 
     # -- the state
@@ -80,8 +79,8 @@ class NitroVault:
     def serves(self, key: PublicKeyHash) -> bool:
         return self._link.epochs.route(key) is not None
 
-    async def wait_ready(self, deadline: float) -> bool:
-        return await self._link.wait_ready(deadline)
+    async def wait_for(self, key: PublicKeyHash, deadline: float) -> None:
+        await self._link.wait_for(key, deadline)
 
     async def wait_change(self) -> None:
         await self._link.changed.wait()
@@ -159,11 +158,6 @@ class NitroVault:
         if key.hash not in self._keys:
             self._keys[key.hash] = VaultKey(key)
             self._sorted = False
-
-    def _skip(self, address: str) -> None:
-        """A key that opens no more is not offered: its requests must move no mark."""
-        with suppress(TezosError):
-            self._keys.pop(PublicKeyHash.from_base58(address), None)
 
     # -- exchanges
 

@@ -312,9 +312,8 @@ class LocalVault:
     async def reload(self) -> None:
         await trio.lowlevel.checkpoint()
 
-    async def wait_ready(self, deadline: float) -> bool:
+    async def wait_for(self, key: PublicKeyHash, deadline: float) -> None:
         await trio.lowlevel.checkpoint()
-        return True
 
     async def refresh(self) -> None:
         await trio.lowlevel.checkpoint()
