@@ -57,7 +57,7 @@ REFRESH_INTERVAL = 300.0  # seconds; the SDK renews what expires within 15 minut
 RETRY_REFUSED = Pace(shortest=5.0, longest=60.0)  # blobs that KMS would not open
 IMPORTS_ON_THE_WIRE = 4  # a session; hides the way to the enclave, and holds up a signature by no more than these
 PROBE_INTERVAL = 2.0  # seconds of silence after which a session is asked for a sign of life
-MAX_MISMATCHES = 2  # signatures that do not verify, before a request gives up
+MAX_DOUBTS = 3  # errors, or signatures that do not verify, before a request gives up
 
 Connect = Callable[[Address], Awaitable[trio.abc.Stream]]
 Accept = Callable[[Result], Awaitable[bool]]
@@ -518,8 +518,8 @@ class EnclaveLink:
     async def ask(self, key: PublicKeyHash, make: Callable[[int], Call], *, accept: Accept, deadline: float) -> Result:
         """Have the enclave answer about *key*, over as many sessions as it takes before *deadline* (Trio's clock).
 
-        Cancelling the caller disturbs nobody. Raises `VaultError`, `SignatureMismatchError` (*accept* said no, more
-        than once), `VaultUnavailableError`, `KeyNotFoundError`.
+        Cancelling the caller disturbs nobody. Raises `VaultError`, `SignatureMismatchError` (*accept* said no, again
+        and again), `VaultUnavailableError`, `KeyNotFoundError`.
         """
         question = _Question()
         while True:
@@ -559,16 +559,18 @@ class EnclaveLink:
             await trio.lowlevel.checkpoint()  # the link notices the loss in its own task
             return None
         except RemoteError as exc:
-            if await self._in_step(line, key, line.handles.get(key, 0)):
-                raise VaultError(f"(Nitro): RPC Error: {exc}") from exc
-            return None
-        if await accept(result):
-            return result
-        question.mismatches += 1
+            doubt: SignerError = VaultError(f"(Nitro): RPC Error: {exc}")
+        else:
+            if await accept(result):
+                return result
+            doubt = SignatureMismatchError("it does not verify")
+        # It may be the reply to another call. A line that is in step after all said what it wanted to say, but even
+        # then two replies may have changed places: only one that says it again is believed.
         question.doubted.add(line)
-        await self._in_step(line, key, line.handles.get(key, 0))
-        if question.mismatches >= MAX_MISMATCHES:
-            raise SignatureMismatchError("it does not verify")
+        if await self._in_step(line, key, line.handles.get(key, 0)):
+            question.doubts += 1
+            if question.doubts >= MAX_DOUBTS:
+                raise doubt
         return None
 
     async def _wait_for(self, key: PublicKeyHash, failure: str, deadline: float) -> None:
@@ -632,12 +634,12 @@ class EnclaveLink:
 class _Question:
     """One call that is asked over one session or several."""
 
-    __slots__ = ("doubted", "failure", "mismatches", "pending", "wake")
+    __slots__ = ("doubted", "doubts", "failure", "pending", "wake")
 
     def __init__(self) -> None:
         self.pending: dict[SessionLine, Slot] = {}
         self.doubted: set[SessionLine] = set()
-        self.mismatches = 0
+        self.doubts = 0  # answers that were no good, over lines in step
         self.failure = ""  # of the last session that was lost over it
         self.wake = trio.Event()  # set when one of the pending is settled
 

@@ -335,6 +335,8 @@ async def test_a_key_that_opens_no_more_is_not_offered(path: Path, enclave: Fake
     """After a restart of the enclave one blob is refused: its requests must move no mark, the others go on."""
     async with running(path, enclave) as vault:
         first, second = [(await vault.generate(Curve.ED25519)).hash for _ in range(2)]
+        replies = 0
+
         async def refuse_first(frame: bytes) -> bytes:
             """The first blob is refused, and once more when it is asked for again."""
             nonlocal replies
@@ -342,7 +344,6 @@ async def test_a_key_that_opens_no_more_is_not_offered(path: Path, enclave: Fake
             replies += 1
             return encode_frame(encode_error("encryption error", "throttled")) if replies in (1, 3) else frame
 
-        replies = 0
         enclave.tamper = refuse_first
         enclave.kill()
         await until(lambda: enclave.connections == 2 and vault.ready)

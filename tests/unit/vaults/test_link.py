@@ -1,6 +1,5 @@
 """The link over fake enclaves: several sessions, lives that follow each other, credentials that change."""
 
-from collections.abc import Awaitable, Callable
 from pathlib import Path
 
 import pytest
@@ -149,20 +148,10 @@ async def test_an_error_that_belongs_to_another_call(path: Path, enclave: FakeEn
         await complete(vault, 1)
         enclave.tamper = refuse_twice
         assert await signs(vault, pkh)
-        enclave.tamper = once(encode_frame(encode_error("signer error", "no")))
-        with pytest.raises(VaultError, match="signer error: no"):
-            await sign(vault, pkh)
-
-
-def once(reply: bytes) -> Callable[[bytes], Awaitable[bytes]]:
-    """A tamper that says *reply* to the next call only."""
-    replies = [reply]
-
-    async def tamper(frame: bytes) -> bytes:
-        await trio.lowlevel.checkpoint()
-        return replies.pop() if replies else frame
-
-    return tamper
+        connections = enclave.connections
+        with pytest.raises(VaultError, match="Signing version 0"):
+            await sign(vault, (await vault.generate(Curve.BLS12_381)).hash, version=0)
+        assert enclave.connections == connections, "an error that is meant costs no session"
 
 
 async def test_keys_serve_as_each_is_in(path: Path, enclave: FakeEnclave) -> None:
