@@ -37,7 +37,7 @@ from signer.signing import Signing
 from signer.tezos.keys import PublicKeyHash
 from signer.vaults.interface import Vault, VaultKey
 from signer.vaults.nitro import credentials
-from signer.vaults.nitro.discovery import FixedLocator
+from signer.vaults.nitro.discovery import locator
 from signer.vaults.nitro.vault import NitroVault, Timeouts
 from signer.watermark.database import FILE_NAME
 from signer.watermark.interface import WatermarkStore
@@ -312,7 +312,8 @@ def _build_nitro(name: str, nitro: NitroSettings, base_dir: Path) -> NitroVault:
     keys = nitro.credentials
     return NitroVault(
         name=name,
-        locator=FixedLocator(nitro.enclave),
+        locator=locator(nitro),
+        sessions=nitro.sessions,
         storage=storage,
         credentials=credentials.provider(
             access_key_id=keys.access_key_id,

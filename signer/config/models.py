@@ -9,7 +9,7 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, Self
+from typing import Annotated, Any, Literal, Self
 
 from pydantic import (
     AfterValidator,
@@ -35,6 +35,7 @@ DEFAULT_CID = 16  # commonly the first that nitro-cli hands out
 DEFAULT_ENCLAVE_PORT = 2000
 _HOST_PORT = "expected host:port, such as 127.0.0.1:6732 or :6732, with a port from 1 to 65535"
 _MAX_UINT32 = 2**32 - 1
+_CID_PATTERN = "{cid}"  # in an enclave_address
 _HOST = re.compile(r"[A-Za-z0-9]([A-Za-z0-9-]{0,62})(\.[A-Za-z0-9]([A-Za-z0-9-]{0,62}))*\.?")
 
 
@@ -90,6 +91,54 @@ def _go_integer(value: object) -> object:
 
 Uint32 = Annotated[int, BeforeValidator(_go_integer), Field(ge=0, le=_MAX_UINT32)]
 Port = Annotated[int, BeforeValidator(_go_integer), Field(ge=1, le=_MAX_UINT32)]
+AUTO = "auto"
+
+
+def _cid(value: object) -> object:
+    """`auto`, or an integer as Go parses it."""
+    if isinstance(value, str) and value.strip().lower() == AUTO:
+        return AUTO
+    try:
+        number = _go_integer(value)
+    except PydanticCustomError:
+        raise PydanticCustomError("cid", "expected auto, or the CID as an integer") from None
+    if not isinstance(number, int) or not 0 <= number <= _MAX_UINT32:
+        raise PydanticCustomError("cid", "expected auto, or the CID as an integer from 0 to 4294967295")
+    return number
+
+
+Cid = Annotated[int | Literal["auto"], BeforeValidator(_cid)]
+
+
+def _registers(value: object) -> object:
+    """Registers by name or number, each with one value or several; all in lower case."""
+    if value is None:
+        return {}
+    if not isinstance(value, dict):
+        raise PydanticCustomError("pcrs", "expected a map of PCR0, PCR1, PCR2 to their values")
+    found: dict[str, tuple[str, ...]] = {}
+    for key, written in value.items():
+        register = str(key).upper().removeprefix("PCR")
+        if register not in ("0", "1", "2"):
+            raise PydanticCustomError("pcrs", "expected PCR0, PCR1 or PCR2: nitro-cli tells no other register")
+        if f"PCR{register}" in found:
+            raise PydanticCustomError("pcrs", "PCR{register} is given twice", {"register": register})
+        found[f"PCR{register}"] = tuple(
+            _measurement(one) for one in (written if isinstance(written, list) else [written])
+        )
+    return found
+
+
+def _measurement(value: object) -> str:
+    text = value.strip().lower() if isinstance(value, str) else ""
+    if not re.fullmatch("[0-9a-f]{96}", text):
+        raise PydanticCustomError("pcrs", "expected 96 hexadecimal digits, or a list of such, in quotes")
+    if not text.strip("0"):
+        raise PydanticCustomError("pcrs", "a register of zeros is that of debug mode, never that of an image")
+    return text
+
+
+Registers = Annotated[Mapping[str, tuple[str, ...]], BeforeValidator(_registers)]
 
 
 def _no_bool(value: object) -> object:
@@ -173,9 +222,13 @@ class Storage(Strict):
 class NitroSettings(Strict):
     """`config` of a vault with driver `nitro`."""
 
-    enclave_cid: Uint32 | None = None
+    enclave_cid: Cid | None = None  # None, auto: nitro-cli is asked
     enclave_port: Port | None = None
-    enclave_address: str | None = None
+    enclave_address: str | None = None  # may contain {cid}
+    enclave_name: str = ""  # EnclaveName or EnclaveID; empty: the only one that runs
+    allow_debug_mode: bool | None = None  # None: no, where nitro-cli is asked
+    expected_pcrs: Registers = {}  # values accepted for each register
+    sessions: Annotated[int, BeforeValidator(_go_integer), Field(ge=1, le=16)] = 2
     encryption_key_id: str = ""
     proxy_local_port: Port = 8000
     proxy_remote_address: str = ""
@@ -190,7 +243,7 @@ class NitroSettings(Strict):
     def _address(cls, value: str | None) -> str | None:
         if value is not None:
             try:
-                parsed = address.parse(value)
+                parsed = address.parse(value.replace(_CID_PATTERN, str(DEFAULT_CID)))
             except address.AddressError as exc:
                 raise PydanticCustomError("address", "{text}", {"text": str(exc)}) from None
             if isinstance(parsed, address.VsockAddress) and parsed.cid == address.VSOCK_ANY:
@@ -213,8 +266,22 @@ class NitroSettings(Strict):
 
     @model_validator(mode="after")
     def _one_address(self) -> Self:
-        if self.enclave_address is not None and (self.enclave_cid is not None or self.enclave_port is not None):
-            raise PydanticCustomError("address", "enclave_address takes the place of enclave_cid and enclave_port")
+        pattern = self.enclave_address is not None and _CID_PATTERN in self.enclave_address
+        if self.enclave_address is not None:
+            if self.enclave_port is not None or (self.enclave_cid is not None and not pattern):
+                raise PydanticCustomError("address", "enclave_address takes the place of enclave_cid and enclave_port")
+            if not pattern and (self.enclave_name or self.expected_pcrs or self.allow_debug_mode is not None):
+                raise PydanticCustomError(
+                    "address",
+                    "enclave_name, expected_pcrs and allow_debug_mode need enclave_cid in place of enclave_address: "
+                    "they are about what nitro-cli tells",
+                )
+            if pattern and self.proxy_remote_address and self.enclave_address.startswith("unix:"):
+                raise PydanticCustomError(
+                    "address", "with the CID in enclave_address it isn't known where the built-in proxy has to listen"
+                )
+        if self.enclave_name and self.fixed_cid is not None:
+            raise PydanticCustomError("name", "enclave_name says which CID to take; leave enclave_cid out, or auto")
         if not self.encryption_key_id:
             raise PydanticCustomError(MISSING_KEY_TYPE, MISSING_KEY_ID)
         return self
@@ -222,7 +289,7 @@ class NitroSettings(Strict):
     @property
     def proxy_listen(self) -> address.Address:
         """Where the enclave looks for `proxy_local_port` of its parent."""
-        match self.enclave:
+        match self.enclave_at(DEFAULT_CID):
             case address.VsockAddress():
                 return address.VsockAddress(address.VSOCK_ANY, self.proxy_local_port)
             case address.UnixAddress(base, _):
@@ -231,11 +298,21 @@ class NitroSettings(Strict):
                 return address.TcpAddress("127.0.0.1", self.proxy_local_port)
 
     @property
-    def enclave(self) -> address.Address:
-        """Where the enclave listens."""
-        if self.enclave_address is not None:
+    def fixed_cid(self) -> int | None:
+        """The CID that the configuration names; None where nitro-cli has to tell it."""
+        return self.enclave_cid if isinstance(self.enclave_cid, int) else None
+
+    @property
+    def fixed_enclave(self) -> address.Address | None:
+        """Where the enclave listens, if that is known without asking nitro-cli."""
+        if self.enclave_address is not None and _CID_PATTERN not in self.enclave_address:
             return address.parse(self.enclave_address)
-        cid = DEFAULT_CID if self.enclave_cid is None else self.enclave_cid
+        return None if self.fixed_cid is None else self.enclave_at(self.fixed_cid)
+
+    def enclave_at(self, cid: int) -> address.Address:
+        """Where an enclave with this CID listens."""
+        if self.enclave_address is not None:
+            return address.parse(self.enclave_address.replace(_CID_PATTERN, str(cid)))
         return address.VsockAddress(cid, self.enclave_port or DEFAULT_ENCLAVE_PORT)
 
 

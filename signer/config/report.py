@@ -8,7 +8,7 @@ import yaml
 from pydantic import SecretStr
 
 from signer.config._yaml import Path as KeyPath
-from signer.config.models import KEY_FILE, NitroSettings, Settings, Strict
+from signer.config.models import AUTO, DEFAULT_ENCLAVE_PORT, KEY_FILE, NitroSettings, Settings, Strict
 from signer.config.policies import compile_policy
 from signer.tezos.keys import Curve, PublicKey, PublicKeyHash
 
@@ -78,13 +78,24 @@ def effective(settings: Settings) -> str:
     return yaml.safe_dump(tree, sort_keys=False, allow_unicode=True)
 
 
+def _place(nitro: NitroSettings) -> dict[str, Any]:
+    """Where the enclave is looked for: at an address, or by nitro-cli."""
+    if nitro.fixed_enclave is not None:
+        where: dict[str, Any] = {"enclave_cid": None, "enclave_port": None, "enclave_address": str(nitro.fixed_enclave)}
+    elif nitro.enclave_address is not None:
+        where = {"enclave_cid": AUTO, "enclave_port": None, "enclave_address": nitro.enclave_address}
+    else:
+        port = nitro.enclave_port or DEFAULT_ENCLAVE_PORT
+        where = {"enclave_cid": AUTO, "enclave_port": port, "enclave_address": None}
+    return where
+
+
 def _plain(value: object) -> Any:
     match value:
         case Strict():
             fields = {name: _plain(getattr(value, name)) for name in type(value).model_fields}
             if isinstance(value, NitroSettings):
-                fields["enclave_address"] = str(value.enclave)
-                del fields["enclave_cid"], fields["enclave_port"]
+                fields |= _place(value)
             if isinstance(fields.get("address"), str):
                 fields["address"] = _USER_INFO.sub("//...@", fields["address"])
             if "jwt" in fields and fields["jwt"] is not None:

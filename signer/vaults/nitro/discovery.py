@@ -1,11 +1,32 @@
-"""Where the enclave is."""
+"""Where the enclave is: as the configuration says, or as `nitro-cli describe-enclaves` says now.
 
+What the listing means is decided in `signer.vaults.nitro.describe`; here the command is run, with limits on its time
+and its output. It is asked again whenever the link breaks: a restarted enclave has another CID.
+"""
+
+import os
+import shutil
+import signal
+import subprocess
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Protocol
 
+import structlog
 import trio
 
 from proxy.address import Address
+from signer.config import NitroSettings
+from signer.config.models import DEFAULT_CID
+from signer.vaults.nitro.describe import DiscoveryError, Enclave, Wanted, choose, parse, shown
+
+__all__ = ["DiscoveryError", "FixedLocator", "Locator", "NitroCliLocator", "Place", "locator"]
+
+logger = structlog.get_logger(__name__)
+
+COMMAND = "nitro-cli"
+TIMEOUT = 10.0  # seconds; the command itself waits up to 3 s for each silent enclave process
+MAX_OUTPUT = 1024 * 1024  # bytes
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,6 +51,23 @@ class Locator(Protocol):
         """The place now. Raises a `SignerError` that says why it isn't known, and what to do."""
 
 
+def locator(nitro: NitroSettings) -> Locator:
+    """The locator that the settings of a vault ask for."""
+    fixed = nitro.fixed_enclave
+    checked = bool(nitro.expected_pcrs) or nitro.allow_debug_mode is False
+    if fixed is not None and not checked:
+        return FixedLocator(fixed)
+    wanted = Wanted(
+        name=nitro.enclave_name,
+        cid=nitro.fixed_cid,
+        allow_debug=bool(nitro.allow_debug_mode),
+        check_debug=checked,
+        expected=nitro.expected_pcrs,
+    )
+    is_default = nitro.enclave_cid is None and not nitro.enclave_name and not checked
+    return NitroCliLocator(nitro, wanted, falls_back=is_default)
+
+
 class FixedLocator:
     """The place that the configuration names."""
 
@@ -41,3 +79,118 @@ class FixedLocator:
     async def locate(self) -> Place:
         await trio.lowlevel.checkpoint()
         return self._place
+
+
+class NitroCliLocator:
+    """Asks nitro-cli for the enclave that is *wanted*; its address is as *nitro* says for the CID found.
+
+    Where *falls_back*, and there is no nitro-cli (in a container, say), it is the CID that the reference assumes.
+    """
+
+    fixed = False
+
+    def __init__(self, nitro: NitroSettings, wanted: Wanted, *, falls_back: bool = False) -> None:
+        self._nitro = nitro
+        self._wanted = wanted
+        self._falls_back = falls_back
+        self._said = ""
+
+    async def locate(self) -> Place:
+        program = await trio.to_thread.run_sync(shutil.which, COMMAND)
+        if program is None and self._falls_back:
+            self._say(
+                f"enclave_cid is not set and {COMMAND} is not on the PATH: taking CID {DEFAULT_CID}, which is wrong "
+                "after the enclave's first restart; set enclave_cid, or let the signer run nitro-cli"
+            )
+            await trio.lowlevel.checkpoint()
+            return Place(self._nitro.enclave_at(DEFAULT_CID))
+        if program is None:
+            raise DiscoveryError(
+                f"{COMMAND} is not on the PATH (or cannot be executed), so the enclave's CID cannot be found: "
+                "install aws-nitro-enclaves-cli, or set enclave_cid"
+            )
+        chosen = choose(await self._listing(program), self._wanted)
+        assert chosen.cid is not None
+        return Place(self._nitro.enclave_at(chosen.cid), chosen.enclave_id)
+
+    async def _listing(self, program: str) -> list[Enclave]:
+        done = await _run(program)
+        if done.status == 0:
+            self._said = ""
+            return parse(done.output)
+        trouble = f"{COMMAND} describe-enclaves ended with status {done.status}: {_told(done.errors)}"
+        try:
+            found = parse(done.output)
+        except DiscoveryError as exc:
+            raise DiscoveryError(trouble) from exc
+        self._say(f"{trouble}; going on with the enclaves that it listed")
+        return found
+
+    def _say(self, text: str) -> None:
+        if text != self._said:
+            logger.warning(text)
+        self._said = text
+
+
+@dataclass(frozen=True, slots=True)
+class _Done:
+    status: int
+    output: bytes
+    errors: bytes
+
+
+async def _run(program: str) -> _Done:
+    """Run the command to its end, however it behaves. Raises `DiscoveryError`."""
+    try:
+        process = await trio.lowlevel.open_process(
+            [program, "describe-enclaves"],
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            start_new_session=True,  # so that its children end with it
+        )
+    except OSError as exc:
+        raise DiscoveryError(f"{program} cannot be run: {exc.strerror or exc}") from exc
+    assert process.stdout is not None
+    assert process.stderr is not None
+    output, errors = bytearray(), bytearray()
+    try:
+        with trio.move_on_after(TIMEOUT) as limit:
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(_collect, process.stderr, errors)
+                nursery.start_soon(_collect, process.stdout, output)
+            await process.wait()
+    finally:
+        await _end(process)
+    if len(output) > MAX_OUTPUT:
+        raise DiscoveryError(f"{COMMAND} describe-enclaves printed more than {MAX_OUTPUT} bytes; is it the right one?")
+    if limit.cancelled_caught:
+        raise DiscoveryError(
+            f"{COMMAND} describe-enclaves gave no answer within {TIMEOUT:g} s; run it by hand and see what it hangs on"
+        )
+    assert process.returncode is not None
+    return _Done(process.returncode, bytes(output), bytes(errors))
+
+
+async def _collect(stream: trio.abc.ReceiveStream, into: bytearray) -> None:
+    """Read *stream* to its end, or until it has said more than anybody wants to hear; then it is closed."""
+    async with stream:
+        async for chunk in stream:
+            into += chunk
+            if len(into) > MAX_OUTPUT:
+                return
+
+
+async def _end(process: trio.Process) -> None:
+    """End the command and what it started, at once; nothing of it stays, not even as a zombie."""
+    with suppress(ProcessLookupError, PermissionError):
+        os.killpg(process.pid, signal.SIGKILL)
+    with trio.CancelScope(shield=True):
+        await process.wait()
+
+
+def _told(errors: bytes) -> str:
+    """What a person needs of stderr: the line with the error code, else the first one that says something."""
+    lines = [line.strip() for line in errors.decode(errors="replace").splitlines() if line.strip()]
+    coded = [line for line in lines if line.startswith("[ E")]
+    return shown((coded or lines or ["it said nothing"])[0])

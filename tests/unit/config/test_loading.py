@@ -173,7 +173,7 @@ def test_variables_in_every_string(tmp_path: Path) -> None:
     text = "encryption_key_id: '$${NAME} $5 a$b'\nenclave_cid: ${CID}\nenclave_port: '0x7d0'"
     found = nitro(tmp_path, text, CID="0x11")
     assert found.encryption_key_id == "${NAME} $5 a$b"
-    assert found.enclave == VsockAddress(17, 2000)
+    assert found.fixed_enclave == VsockAddress(17, 2000)
     injected = nitro(tmp_path, "encryption_key_id: ${KEY}", KEY="k}\nenclave_cid: 99")
     assert injected.encryption_key_id == "k}\nenclave_cid: 99"
 
@@ -181,7 +181,7 @@ def test_variables_in_every_string(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("text", "environ", "cid", "port"),
     [
-        ("encryption_key_id: k", {}, 16, 2000),
+        ("encryption_key_id: k", {"ENCLAVE_CID": "16"}, 16, 2000),
         ("encryption_key_id: k", {"ENCLAVE_CID": "0b10001", "ENCLAVE_PORT": "2_001"}, 17, 2001),
         ("encryption_key_id: k\nenclave_cid: 0", {"ENCLAVE_CID": "17"}, 0, 2000),
         ("enclave_cid:\nenclave_port: 017", {"ENCLAVE_CID": "021", "ENCRYPTION_KEY_ID": "k"}, 17, 15),
@@ -190,7 +190,7 @@ def test_variables_in_every_string(tmp_path: Path) -> None:
 def test_the_configuration_wins_over_the_environment(
     tmp_path: Path, text: str, environ: dict[str, str], cid: int, port: int
 ) -> None:
-    assert nitro(tmp_path, text, **environ).enclave == VsockAddress(cid, port)
+    assert nitro(tmp_path, text, **environ).fixed_enclave == VsockAddress(cid, port)
 
 
 @pytest.mark.parametrize("name", ["ENCLAVE_CID", "ENCLAVE_PORT", "PROXY_LOCAL_PORT", "PROXY_REMOTE_ADDRESS"])
@@ -206,8 +206,8 @@ def test_an_unparsable_variable_is_an_error(tmp_path: Path, name: str, value: st
     ("text", "expected"),
     [
         ("", "(Nitro): missing encryption key id"),
-        ("encryption_key_id: k\nenclave_cid: x", "expected an integer"),
-        ("encryption_key_id: k\nenclave_cid: true", "expected an integer"),
+        ("encryption_key_id: k\nenclave_cid: x", "expected auto, or the CID as an integer"),
+        ("encryption_key_id: k\nenclave_cid: true", "expected auto, or the CID as an integer"),
         ("encryption_key_id: k\nenclave_address: bogus", "expected vsock:<cid>:<port>"),
         ("encryption_key_id: k\nenclave_address: 'tcp:h:1'\nenclave_cid: 5", "takes the place of enclave_cid"),
         ("encryption_key_id: k\nstorage: {driver: s3}", "(Nitro): unknown key storage s3"),
@@ -230,7 +230,7 @@ def test_an_address_and_a_storage_path(tmp_path: Path) -> None:
         D="/data",
         ENCLAVE_CID="99",
     )
-    assert found.enclave == UnixAddress("/run/v.sock", 2000)
+    assert found.fixed_enclave == UnixAddress("/run/v.sock", 2000)
     assert found.storage is not None
     assert found.storage.config == "/data/k.json"
 
@@ -440,7 +440,7 @@ def test_faults_beside_a_faulty_vault(tmp_path: Path) -> None:
     assert faults(tmp_path, text) == [
         "signatory.yaml:4: vaults.n.confg: unknown key; did you mean config?",
         "signatory.yaml:5: vaults.n.config: (Nitro): missing encryption key id",
-        "signatory.yaml:6: vaults.n.config.enclave_cid: expected an integer",
+        "signatory.yaml:6: vaults.n.config.enclave_cid: expected auto, or the CID as an integer",
     ]
 
 
