@@ -68,6 +68,7 @@ class Line(Generic[C, L]):
             for stored in blobs
             if stored not in self.refused and stored not in self._trying and not self.has(stored)
         )
+        self.was_complete = self.was_complete or self.complete
 
     def _take(self, wanted: Collection[str]) -> StoredKey | None:
         """The next blob to import; those of *wanted* addresses, for which callers wait, come first."""

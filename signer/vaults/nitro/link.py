@@ -57,6 +57,7 @@ REFRESH_INTERVAL = 300.0  # seconds; the SDK renews what expires within 15 minut
 RETRY_REFUSED = Pace(shortest=5.0, longest=60.0)  # blobs that KMS would not open
 IMPORTS_ON_THE_WIRE = 4  # a session; hides the way to the enclave, and holds up a signature by no more than these
 PROBE_INTERVAL = 2.0  # seconds of silence after which a session is asked for a sign of life
+PROOF = 5  # replies after the last import that make a session one that works: its end is no failure of the next one
 MAX_DOUBTS = 3  # errors, or signatures that do not verify, before a request gives up
 
 Connect = Callable[[Address], Awaitable[trio.abc.Stream]]
@@ -82,6 +83,14 @@ class Life(NamedTuple):
 
 SessionLine = Line[Session, Life]
 SessionEpoch = Epoch[Session, Life]
+
+
+@dataclass(slots=True)
+class _Use:
+    """What a line's session has been good for."""
+
+    task: Task
+    complete_at: int | None = None  # replies that it had given when it first had every key
 
 
 class _Outage:
@@ -148,6 +157,7 @@ class EnclaveLink:
         self._renew = trio.Event()  # wakes the credentials
         self._told: dict[str, str] = {}  # address of each skipped key, and what was last said of it
         self._outage = _Outage()
+        self._uses: dict[SessionLine, _Use] = {}
 
     # -- what others see
 
@@ -173,6 +183,8 @@ class EnclaveLink:
     def list_blobs(self, entries: Sequence[StoredKey]) -> None:
         """The key file holds *entries* now."""
         self.epochs.list_blobs(entries)
+        for line in tuple(self._uses):
+            self._progress(line)
         self.notify()
 
     def notify(self) -> None:
@@ -279,6 +291,8 @@ class EnclaveLink:
         newest = self.epochs.newest
         if self._credentials is None or (newest is not None and newest.lines):
             pause = float("inf")
+            if not self._locator.fixed:
+                await trio.sleep(LOCATING.shortest)  # while something answers, no more than ten questions a second
         else:
             pause = self._outage.pause(CONNECTING if self._locator.fixed else LOCATING)
         with trio.move_on_after(pause):
@@ -366,20 +380,25 @@ class EnclaveLink:
         return failure, False
 
     async def _serve(self, epoch: SessionEpoch, session: Session, task: Task) -> tuple[str, bool]:
-        line = None
+        line, proved = None, False
         async with trio.open_nursery() as nursery:
             nursery.start_soon(session.run)
             if await self._initialize(session, epoch.life.credentials):
                 line = self.epochs.join(epoch, session)
-                self._progress(line, task)
+                use = self._uses[line] = _Use(task)
+                self._progress(line)
                 for _ in range(IMPORTS_ON_THE_WIRE):
-                    nursery.start_soon(self._import, line, task)
+                    nursery.start_soon(self._import, line)
                 nursery.start_soon(self._probe, line)
                 try:
                     await session.ended.wait()
                 finally:
                     self.epochs.leave(line)
+                    del self._uses[line]
+                proved = use.complete_at is not None and session.answers >= use.complete_at + PROOF
             nursery.cancel_scope.cancel(reason=session.failure)
+        if proved:
+            self._outage.over()
         if line is not None:
             logger.debug("an enclave session ended", vault_name=self._name, error=session.failure)
             self._look.set()
@@ -387,7 +406,7 @@ class EnclaveLink:
             self._renew.set()  # they may be what is wrong
         self._failed(session.failure)
         self._sweep()
-        return session.failure, line is not None and line.was_complete
+        return session.failure, proved
 
     async def _initialize(self, session: Session, credentials: Credentials) -> bool:
         try:
@@ -419,7 +438,7 @@ class EnclaveLink:
 
     # -- imports
 
-    async def _import(self, line: SessionLine, task: Task) -> None:
+    async def _import(self, line: SessionLine) -> None:
         """Import one blob after the other over *line*; several of these keep the wire busy."""
         while True:
             stored = self.epochs.take(line, self._wanted)
@@ -428,7 +447,7 @@ class EnclaveLink:
                 continue
             if not await self._import_one(line, stored):
                 return
-            self._progress(line, task)
+            self._progress(line)
 
     async def _import_one(self, line: SessionLine, stored: StoredKey) -> bool:
         """Returns False if the session was lost over it."""
@@ -472,12 +491,16 @@ class EnclaveLink:
                 error=why,
             )
 
-    def _progress(self, line: SessionLine, task: Task) -> None:
+    def _progress(self, line: SessionLine) -> None:
         """*line* came one step further."""
-        if line.was_complete:
-            task.running()
-            self._outage.over()
+        use = self._uses[line]
+        if line.was_complete and use.complete_at is None:
+            use.complete_at = line.channel.answers
+            use.task.running()
             self._task.running()
+            if all(other is line or self._uses[other].complete_at is None for other in line.epoch.lines):
+                place, keys = str(line.epoch.life.place), len(line.handles)
+                logger.info("the enclave link is up", vault_name=self._name, place=place, keys=keys)
             self._attempted.set()
         self._sweep()
         self.notify()

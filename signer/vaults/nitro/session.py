@@ -60,6 +60,7 @@ class Session:
         self._slots: deque[Slot] = deque()
         self._head_since = 0.0  # Trio's clock: since when the next reply is waited for, while there are slots
         self.answered_at = float("-inf")  # Trio's clock: the last reply
+        self.answers = 0  # replies so far
         self._outgoing: list[bytes] = []  # frames of the slots at the end of the queue
         self._wake_writer = trio.Event()
         self._limit = trio.CancelScope()  # its deadline is that of the next reply
@@ -175,6 +176,7 @@ class Session:
             error = exc
         self._slots.popleft()
         self.answered_at = trio.current_time()
+        self.answers += 1
         if self._slots:
             self._expect_reply()
         else:

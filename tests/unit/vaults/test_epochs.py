@@ -192,6 +192,10 @@ class EpochsMachine(RuleBasedStateMachine):
         assert not served & self.epochs.skipped().keys()
 
     @invariant()
+    def what_is_complete_is_known_to_be(self) -> None:
+        assert all(line.was_complete for line in self.models if line.complete)
+
+    @invariant()
     def one_late_import_at_a_time(self) -> None:
         """Of the lines that were complete, one imports; the others keep their wires free."""
         late = [

@@ -427,3 +427,28 @@ async def test_new_keys_reach_every_session(path: Path, enclave: FakeEnclave) ->
         key = (await vault.generate(Curve.BLS12_381)).hash
         await trio.testing.wait_all_tasks_blocked()
         assert all(key in line.handles for line in vault._link.epochs.lines())
+
+
+async def test_a_blob_taken_out_while_its_import_is_waited_for(path: Path, enclave: FakeEnclave) -> None:
+    keys = await stored(path, enclave, 7)
+    gate, answered = trio.Event(), 0
+
+    async def hold(frame: bytes) -> bytes:
+        nonlocal answered
+        answered += 1
+        if answered >= 2:
+            await gate.wait()
+        return frame
+
+    enclave.up = False
+    async with running(path, enclave) as vault:
+        enclave.tamper, enclave.up = hold, True
+        await until(lambda: answered == 2)
+        path.write_text("[" + path.read_text()[1:].split("},")[0] + "}]")
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(vault.refresh)
+            await until(lambda: len(vault._blobs.entries) == 1)
+            gate.set()
+        assert vault.ready
+        assert list(vault.keys()) == keys[:1]
+        assert await signs(vault, keys[0])
