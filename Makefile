@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet
 
 .DEFAULT_GOAL := help
-.PHONY: help run install test test-vsock lint format bench bench-proxy lock clean
+.PHONY: help run install test test-vsock test-nitro lint format bench bench-proxy lock clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -53,6 +53,19 @@ test-vsock: $(VENV)/.dev ## run the tests that need AF_VSOCK, in a guest that ha
 	"$(VSOCK_GUEST)" -t 600 $(BIN)/python -m pytest -p no:cacheprovider tests/vsock; status=$$?; \
 	if [ $$status = 125 ]; then echo "tests over AF_VSOCK left out: the guest did not start"; exit 0; fi; \
 	exit $$status
+
+# Runs a command in an emulated Nitro Enclave. Its first use builds the emulator, some six minutes.
+NITRO_GUEST ?= ../shared/tools/nitro-guest
+
+test-nitro: $(VENV)/.dev ## run the drill with the enclave program in an emulated Nitro Enclave
+	@if [ ! -x "$(NITRO_GUEST)" ]; then \
+		echo "drill in an emulated enclave left out: there is no $(NITRO_GUEST) (make NITRO_GUEST=... test-nitro)"; \
+		exit 0; \
+	fi; \
+	"$(NITRO_GUEST)" -- true; status=$$?; \
+	if [ $$status = 125 ]; then echo "drill in an emulated enclave left out: the enclave did not start"; exit 0; fi; \
+	[ $$status = 0 ] || exit $$status; \
+	NITRO_GUEST="$(abspath $(NITRO_GUEST))" $(BIN)/python -m pytest -p no:cacheprovider tests/nitro
 
 lint: $(VENV)/.dev ## format, lint, types, import contracts
 	@$(BIN)/ruff format --check .
