@@ -8,15 +8,16 @@ import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
-from pathlib import Path
 
 import pytest
 
 from signer import crypto
 from signer.enclave.sealing.local import load_or_create_key_file
 from signer.tezos.keys import Curve, PublicKey, Signature
+from tests.integration import conftest
 from tests.integration.conftest import Api, Setup, attestation, running
 from tests.nitro.guest import DEADLINE, PORT, Guest, Image, wait_for
+from tests.nitro_cli import NitroCli, enclave
 
 CURVES = dict(zip(("tz1", "tz2", "tz3", "tz4"), Curve, strict=True))
 PARENT = 3  # the CID of the host, as an enclave sees it
@@ -53,28 +54,28 @@ class OctezClient:
 
 @dataclass
 class Drill:
-    """The signer's setup, the enclaves, the link to the one that the signer shall find, the figures worth telling."""
+    """The signer's setup, the enclaves that nitro-cli tells it of, and the figures that are worth telling."""
 
     setup: Setup
+    cli: NitroCli
     image: Image
-    address: Path  # a symbolic link to the vsock device of the enclave that there is
     keys: dict[str, PublicKey] = field(default_factory=dict)  # by address
     guests: list[Guest] = field(default_factory=list)
     figures: list[str] = field(default_factory=list)
     latencies: dict[str, list[float]] = field(default_factory=dict)  # seconds, of single requests, by address
 
     def boot(self, cid: int) -> Guest:
-        """Start an enclave; it is to be found from now on, long before its program listens."""
+        """Start an enclave; it is listed from now on, long before its program listens."""
         directory = self.setup.directory
         guest = Guest(self.image, cid=cid, base=directory / f"{cid}.sock", log=directory / f"guest-{cid}.log")
         self.guests.append(guest)
-        self.address.symlink_to(guest.base)
+        self.cli.show(enclave(cid))
         return guest
 
     def kill(self, guest: Guest) -> None:
         guest.kill()
         assert not guest.base.exists(), "the vsock device is gone with it"
-        self.address.unlink()
+        self.cli.show()
 
     def sign(self, pkh: str, message: bytes) -> str:
         """The signature, verified."""
@@ -109,14 +110,15 @@ class Drill:
 
 
 @pytest.fixture
-def drill(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Drill]:
+def drill(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> Iterator[Drill]:
     directory = tmp_path_factory.mktemp("n")  # short: the path of a unix socket has at most 107 bytes
     key_file = directory / "development.key"
     load_or_create_key_file(key_file)  # in the image, so that both boots have the same
-    address = directory / "enclave.sock"
+    cli = NitroCli(directory / "bin")
+    monkeypatch.setitem(conftest.ENVIRONMENT, "PATH", cli.path_environment()["PATH"])
     with running(directory) as setup:
-        setup.nitro.update(enclave_address=f"unix:{address}:{PORT}", **TIMEOUTS)
-        ready = Drill(setup, Image(directory, key_file), address)
+        setup.nitro.update(enclave_address=f"unix:{directory}/{{cid}}.sock:{PORT}", **TIMEOUTS)
+        ready = Drill(setup, cli, Image(directory, key_file))
         try:
             yield ready
         finally:
