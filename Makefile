@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet
 
 .DEFAULT_GOAL := help
-.PHONY: help run install test test-vsock test-nitro lint format bench bench-proxy lock clean
+.PHONY: help run install test test-vsock test-nitro drill lint format bench bench-proxy lock clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -82,6 +82,9 @@ bench: $(VENV)/.dev ## measure signing against its floor (raw signing plus raw d
 
 bench-proxy: $(VENV)/.dev ## measure the proxy against a direct connection (ARGS=--help)
 	@$(BIN)/python -m tests.bench.proxy $(ARGS)
+
+drill: $(VENV)/.dev ## break everything around a signer under load, and check what must hold (ARGS=--help)
+	@$(BIN)/python -m tests.drill $(ARGS)
 
 lock: ## write both lock files anew (needs uv)
 	uv pip compile --universal --exclude-newer 2026-11-01 --python-version 3.11 --generate-hashes --no-emit-index-url \

@@ -8,11 +8,9 @@ import tempfile
 from functools import partial
 from pathlib import Path
 
-import trio
-
-from tests.drill import runner, table
+from tests.drill import table
 from tests.drill.runner import LeftOutError, Outcome
-from tests.drill.scenarios import SCENARIOS
+from tests.drill.scenarios import RUNS
 
 FAULTS = 1_000_000  # in effect: until the time is over
 
@@ -22,7 +20,7 @@ def main() -> None:
     seed = random.randrange(2**32) if options.seed is None else options.seed
     print(f"seed {seed}", flush=True)
     held = True
-    for name in options.scenario or SCENARIOS:
+    for name in options.scenario or RUNS:
         held &= _run(name, seed, options)
     sys.exit(0 if held else 1)
 
@@ -44,9 +42,8 @@ def _run(name: str, seed: int, options: argparse.Namespace) -> bool:
 
 def _outcome(name: str, seed: int, options: argparse.Namespace, directory: Path) -> Outcome | None:
     """None for a scenario that this machine does not allow, which is said."""
-    work = partial(
-        runner.run,
-        SCENARIOS[name],
+    run = partial(
+        RUNS[name],
         directory,
         seed=seed,
         faults=options.faults,
@@ -54,12 +51,11 @@ def _outcome(name: str, seed: int, options: argparse.Namespace, directory: Path)
         bakers=options.bakers,
         keys=options.keys,
     )
-    outcome = None
     try:
-        outcome = trio.run(work)
-    except* LeftOutError as group:
-        print(f"== {name}: left out: {group.exceptions[0]}", flush=True)
-    return outcome
+        return run()
+    except LeftOutError as exc:
+        print(f"== {name}: left out: {exc}", flush=True)
+        return None
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -67,7 +63,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--seed", type=int, help="of the faults and the load; default: another one each time")
     parser.add_argument("--duration", type=float, default=30, help="seconds for each scenario; default %(default)s")
     parser.add_argument("--faults", type=int, default=FAULTS, help="end a scenario after so many")
-    parser.add_argument("--scenario", action="append", choices=list(SCENARIOS), help="only this; may be repeated")
+    parser.add_argument("--scenario", action="append", choices=list(RUNS), help="only this; may be repeated")
     parser.add_argument("--bakers", type=int, default=8, help="clients side by side; default %(default)s")
     parser.add_argument("--keys", type=int, default=1, help="of each of the four curves; default %(default)s")
     parser.add_argument(

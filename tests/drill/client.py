@@ -1,8 +1,10 @@
 """One request to the signing API, on a connection of its own as the Octez client does it, and its rule for 502."""
 
 import json
+import random
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
+from typing import Protocol
 
 import trio
 
@@ -33,6 +35,39 @@ class Answer:
 Attempt = Callable[[], Awaitable[Answer]]
 
 
+class Signer(Protocol):
+    """What a baker asks; deadlines are the caller's."""
+
+    async def post(self, address: str, message: bytes) -> Answer:
+        """Ask for a signature. Raises `HttpError` or `OSError`."""
+        ...
+
+    async def vanish(self, address: str, message: bytes, chance: random.Random) -> None:
+        """Ask for a signature, and go away in some phase of it. Raises as `post`."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class HttpSigner:
+    """The signing API on *port*."""
+
+    port: int
+
+    async def post(self, address: str, message: bytes) -> Answer:
+        async with await trio.open_tcp_stream("127.0.0.1", self.port) as stream:
+            await stream.send_all(self._request(address, message))
+            return await read_answer(stream)
+
+    async def vanish(self, address: str, message: bytes, chance: random.Random) -> None:
+        data = self._request(address, message)
+        async with await trio.open_tcp_stream("127.0.0.1", self.port) as stream:
+            await stream.send_all(data[: chance.choice([len(data) // 2, len(data), len(data), len(data)])])
+            await trio.sleep(chance.choice([0, 0.002, 0.01]))
+
+    def _request(self, address: str, message: bytes) -> bytes:
+        return bench.post(f"127.0.0.1:{self.port}", address, message)
+
+
 async def octez(attempt: Attempt) -> tuple[Answer, int]:
     """Ask until the answer is another than 502, ten times at most; returns the last answer and how many were 502."""
     answer = await attempt()
@@ -42,13 +77,6 @@ async def octez(attempt: Attempt) -> tuple[Answer, int]:
         await trio.sleep(pause)
         answer = await attempt()
     return answer, len(PAUSES) + (answer.status == BAD_GATEWAY)
-
-
-async def post(port: int, pkh: str, message: bytes) -> Answer:
-    """Ask for a signature. Raises `HttpError` or `OSError`; the deadline is the caller's."""
-    async with await trio.open_tcp_stream("127.0.0.1", port) as stream:
-        await stream.send_all(bench.post(f"127.0.0.1:{port}", pkh, message))
-        return await read_answer(stream)
 
 
 async def get(port: int, path: str) -> Answer:

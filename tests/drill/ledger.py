@@ -4,6 +4,8 @@ Nothing here is taken from the signer's own account: a signature counts as good 
 sent under the key that was asked, and a slot as kept if all signatures received for it are over one message.
 """
 
+import json
+import re
 from collections import Counter
 from dataclasses import dataclass, field
 
@@ -16,6 +18,9 @@ ALLOWED = frozenset({200, 409, 500, 502})
 """Statuses that a request of the load may get. Every key is served and allowed, and every request well formed: others
 would tell the baker something untrue (404: no such key), or end its retries (503)."""
 
+INTERNAL_ERROR = 500
+_ADDRESS = re.compile(r"tz[1-4][1-9A-HJ-NP-Za-km-z]{33}")
+
 
 @dataclass
 class Ledger:
@@ -25,6 +30,7 @@ class Ledger:
     wrong: list[str] = field(default_factory=list)  # signatures
     doubles: list[str] = field(default_factory=list)  # slots with two signatures
     others: list[str] = field(default_factory=list)
+    reasons: Counter[str] = field(default_factory=Counter)  # texts of 500s, without what differs from key to key
     signed: int = 0  # signatures received
     _messages: dict[Slot, bytes] = field(default_factory=dict)  # signed ones
     _signatures: dict[Slot, str] = field(default_factory=dict)
@@ -48,6 +54,8 @@ class Ledger:
     def status(self, status: int, slot: Slot, body: str) -> None:
         """A request for *slot* was answered with *status*."""
         self.statuses[status] += 1
+        if status == INTERNAL_ERROR:
+            self.reasons[_ADDRESS.sub("tz…", _text(body))] += 1
         if status not in ALLOWED:
             self.others.append(f"status {status} for {slot}: {body}")
 
@@ -57,6 +65,14 @@ class Ledger:
 
     def is_signed(self, slot: Slot) -> bool:
         return slot in self._messages
+
+
+def _text(body: str) -> str:
+    """What an error answer says to a person; the whole of it where it is none."""
+    try:
+        return str(json.loads(body)[0]["msg"])
+    except (ValueError, LookupError, TypeError):
+        return body
 
 
 def _verifies(key: PublicKey, message: bytes, text: str) -> bool:

@@ -5,24 +5,15 @@ from dataclasses import dataclass, field
 
 import trio
 
-from signer.tezos.keys import PublicKey
-from tests.bench import load as bench
 from tests.drill import client
-from tests.drill.client import Answer, HttpError
+from tests.drill.client import Answer, HttpError, Signer
+from tests.drill.keys import Key
 from tests.drill.ledger import Ledger
 from tests.drill.messages import Kind, Slot, message
 
 ANSWER_WITHIN = 30.0  # seconds; a request that is not answered by then hangs
 _AWAY = 0.02  # seconds before a baker asks again where nobody listens
 _REPEAT, _CONFLICT, _VANISH = 0.1, 0.15, 0.05  # shares of requests
-
-
-@dataclass(frozen=True, slots=True)
-class Key:
-    """A key that the signer serves, as the checker knows it."""
-
-    address: str
-    public_key: PublicKey
 
 
 @dataclass
@@ -35,12 +26,12 @@ class Counts:
 
 @dataclass
 class Load:
-    """Bakers on *port*, each with a chain of its own from *chains* on, on which its levels rise.
+    """Bakers of *signer*, each with a chain of its own from *chains* on, on which its levels rise.
 
     *vanishing* says whether clients go away before the answer; *pause* is the time between two requests of a baker.
     """
 
-    port: int
+    signer: Signer
     keys: list[Key]
     ledger: Ledger
     seed: int
@@ -112,7 +103,7 @@ class Load:
         """Ask by the Octez client's rule, and enter the answer into the ledger; None where there was none."""
         try:
             with trio.fail_after(ANSWER_WITHIN):
-                answer, refused = await client.octez(lambda: client.post(self.port, key.address, text))
+                answer, refused = await client.octez(lambda: self.signer.post(key.address, text))
         except trio.TooSlowError:
             self.ledger.failed(f"no answer within {ANSWER_WITHIN:g} s for {slot}")
             return None
@@ -135,12 +126,8 @@ class Load:
         await self._vanish(message(slot, key.public_key.curve, 0), key, chance)
 
     async def _vanish(self, text: bytes, key: Key, chance: random.Random) -> None:
-        """Send all or part of a request, and go after a moment."""
-        data = bench.post(f"127.0.0.1:{self.port}", key.address, text)
         try:
-            async with await trio.open_tcp_stream("127.0.0.1", self.port) as stream:
-                await stream.send_all(data[: chance.choice([len(data) // 2, len(data), len(data), len(data)])])
-                await trio.sleep(chance.choice([0, 0.002, 0.01]))
-        except (OSError, trio.BrokenResourceError):
+            await self.signer.vanish(key.address, text, chance)
+        except (OSError, HttpError, trio.BrokenResourceError):
             if not self.lost_answers:
                 raise

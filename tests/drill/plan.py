@@ -95,6 +95,7 @@ REPLY_FAULTS = (
 SLOW = frozenset({Fault.SWALLOWED, Fault.HALF_CLOSED, Fault.SILENT})
 """Faults that may be noticed only when time is up: they are drawn seldom, so that many others find their place."""
 _SLOW_WEIGHT = 0.15
+_GRACED = 0.8  # share of connections; the others meet faults from their first frame on
 
 
 @dataclass(slots=True)
@@ -105,7 +106,7 @@ class Rates:
     request: float = 0.0  # per frame to the enclave
     reply: float = 0.0  # per frame to the signer
     faults: frozenset[Fault] = frozenset(Fault)
-    grace: int = 0  # frames each way that every connection gets unharmed
+    grace: int = 0  # frames each way that a connection gets unharmed, in _GRACED of all connections
 
 
 class Plan:
@@ -145,6 +146,7 @@ class ConnectionPlan:
         self._chance = chance
         self._held: bytes | None = None  # a reply that waits for the next one, to come after it
         self._requests = self._replies = 0
+        self._grace = plan.rates.grace if chance.random() < _GRACED else 0
 
     def refused(self) -> bool:
         """Whether the connection ends before it has begun."""
@@ -183,7 +185,7 @@ class ConnectionPlan:
     def _draw(self, rate: float, kinds: tuple[Fault, ...], frames: int) -> Fault | None:
         rates = self._plan.rates
         allowed = [fault for fault in kinds if fault in rates.faults]
-        if not allowed or frames <= rates.grace or self._chance.random() >= rate:
+        if not allowed or frames <= self._grace or self._chance.random() >= rate:
             return None
         weights = [_SLOW_WEIGHT if fault in SLOW else 1.0 for fault in allowed]
         (fault,) = self._chance.choices(allowed, weights)

@@ -8,6 +8,8 @@ from pathlib import Path
 
 import trio
 
+from signer.tezos.keys import Curve
+from tests.drill.client import HttpSigner
 from tests.drill.ledger import Ledger
 from tests.drill.load import Counts, Load
 from tests.drill.plan import Plan, Rates
@@ -77,20 +79,37 @@ class Outcome:
     ledger: Ledger
     faults: Counter[str]
     recoveries: list[float]
-    descriptors: tuple[int, int]  # of the signer, before and after
+    open: tuple[int, int]  # of the signer, before and after
+    leaks: str = "descriptors"  # what *open* counts
 
 
-async def run(
+def run(
     scenario: Scenario, directory: Path, *, seed: int, faults: int, duration: float, bakers: int = 8, keys: int = 1
 ) -> Outcome:
-    """Run *scenario* until *faults* have been made or *duration* seconds are over; violations are in the ledger."""
+    """Run *scenario* until *faults* have been made or *duration* seconds are over; violations are in the ledger.
+
+    Raises `LeftOutError`.
+    """
+    try:
+        return trio.run(_run, scenario, directory, seed, faults, duration, bakers, keys)
+    except BaseExceptionGroup as group:
+        left_out = group.subgroup(LeftOutError)
+        if left_out is None:
+            raise
+        raise LeftOutError(str(left_out.exceptions[0])) from group
+
+
+async def _run(
+    scenario: Scenario, directory: Path, seed: int, faults: int, duration: float, bakers: int, keys: int
+) -> Outcome:
     plan, ledger = Plan(seed, Rates()), Ledger()
-    async with open_world(directory, plan, keys=keys) as world:
+    async with open_world(directory, plan, curves=list(Curve) * keys) as world:
         if scenario.prepare is not None:
             await scenario.prepare(world)
         await world.start_signer()
-        load = Load(world.setup.port, world.keys, ledger, seed, bakers=bakers, lost_answers=scenario.lost_answers)
-        before = await _warm_up(world, ledger, seed)
+        signer = HttpSigner(world.setup.port)
+        before = await _warm_up(world, Load(signer, world.keys, ledger, seed, vanishing=False, chains=_WARM_UP_CHAINS))
+        load = Load(signer, world.keys, ledger, seed, bakers=bakers, lost_answers=scenario.lost_answers)
         began = trio.current_time()
         chance = random.Random(f"{seed}/{scenario.name}")
         drill = Drill(world, load, chance, began + duration, faults)
@@ -101,14 +120,13 @@ async def run(
             await _serves_again(drill)
             load.stop()
         seconds = trio.current_time() - began
-        after = await _settled(world, ledger, before, restarted=scenario.lost_answers)
+        after = await _settled(world, ledger, before)
     made = drill.faults + Counter({fault.value: number for fault, number in plan.faults.items()})
     return Outcome(scenario.name, seed, seconds, load.counts, ledger, made, drill.recoveries, (before, after))
 
 
-async def _warm_up(world: World, ledger: Ledger, seed: int) -> int:
-    """Sign with every key side by side; returns how many descriptors are open then, at rest."""
-    load = Load(world.setup.port, world.keys, ledger, seed, vanishing=False, chains=_WARM_UP_CHAINS)
+async def _warm_up(world: World, load: Load) -> int:
+    """Sign with every key side by side; returns how many descriptors are open at rest after it."""
     async with trio.open_nursery() as nursery:
         nursery.start_soon(load.run)
         await trio.sleep(_WARM_UP)
@@ -137,7 +155,7 @@ async def _serves_again(drill: Drill) -> None:
     await drill.recovered()
 
 
-async def _settled(world: World, ledger: Ledger, before: int, *, restarted: bool) -> int:
+async def _settled(world: World, ledger: Ledger, before: int) -> int:
     """Wait for the descriptors of the load and of lost links to be closed; returns how many are open then."""
     assert world.signer is not None
     if world.signer.poll() is not None:

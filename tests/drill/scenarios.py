@@ -4,17 +4,19 @@ import errno
 import signal
 import sqlite3
 import subprocess
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import closing, suppress
+from functools import partial
 from pathlib import Path
 
 import trio
 
 from proxy.address import UnixAddress
 from signer.watermark.database import FILE_NAME
+from tests.drill import runner, simulation
 from tests.drill.plan import Fault, Rates
 from tests.drill.relay import LOST
-from tests.drill.runner import Drill, LeftOutError, Scenario
+from tests.drill.runner import Drill, LeftOutError, Outcome, Scenario
 from tests.drill.world import World
 from tests.integration.conftest import free_port
 
@@ -158,8 +160,8 @@ async def vanish(drill: Drill) -> None:
             nursery.start_soon(vanishing)
 
 
-SCENARIOS = {
-    scenario.name: scenario
+_PROCESSES = {
+    scenario.name: partial(runner.run, scenario)
     for scenario in (
         Scenario("relay", "every fault of the relay", relay),
         Scenario("slow", "delays and single bytes", slow),
@@ -173,3 +175,6 @@ SCENARIOS = {
         Scenario("vanish", "clients that vanish", vanish),
     )
 }
+
+RUNS: Mapping[str, Callable[..., Outcome]] = {"link": simulation.run} | _PROCESSES
+"""By name: takes the directory to work in, and `seed`, `faults`, `duration`, `bakers` and `keys`."""

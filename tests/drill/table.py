@@ -4,6 +4,7 @@ from collections.abc import Sequence
 
 from tests.drill.runner import Outcome
 
+_REASONS = 5  # of 500s, the most frequent ones
 _SHOWN = 10  # violations of one scenario
 
 
@@ -18,13 +19,14 @@ def render(outcome: Outcome) -> str:
         ("refused 409", str(statuses[409])),
         ("502, then asked again", str(statuses[502])),
         ("500", str(statuses[500])),
+        *((f"  {number}", reason) for reason, number in ledger.reasons.most_common(_REASONS)),
         ("other statuses", ", ".join(f"{status}: {number}" for status, number in sorted(others.items())) or "none"),
         ("faults", f"{outcome.faults.total()}, {outcome.faults.total() / max(outcome.seconds, 1e-9):.0f} a second"),
         *((f"  {kind}", str(number)) for kind, number in sorted(outcome.faults.items())),
         ("wrong signatures", str(len(ledger.wrong))),
         ("double slots", str(len(ledger.doubles))),
         ("recovery", _quantiles(outcome.recoveries)),
-        ("descriptors", "before {}, after {}".format(*outcome.descriptors)),
+        (outcome.leaks, "before {}, after {}".format(*outcome.open)),
     ]
     lines = [f"== {outcome.scenario}, seed {outcome.seed}", *(f"  {name:36} {value}" for name, value in rows)]
     return "\n".join(lines + _violations(outcome))

@@ -7,7 +7,7 @@ program that lives under that CID now, or nobody. `show` says which CID the sign
 import signal
 import subprocess
 import sys
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Iterable, Mapping
 from contextlib import ExitStack, asynccontextmanager
 from dataclasses import dataclass, field
 from functools import partial
@@ -17,14 +17,11 @@ from pathlib import Path
 import trio
 
 from proxy.address import UnixAddress, connect, listen_unix
-from signer import crypto
 from signer.enclave.hybrid import Greeter
-from signer.enclave.sealing.local import LocalSealing, load_or_create_key_file
 from signer.tezos.keys import Curve
-from signer.vaults.nitro.storage import FileStorage
 from tests.drill import client
 from tests.drill.client import HttpError
-from tests.drill.load import Key
+from tests.drill.keys import Key, make_keys
 from tests.drill.plan import Plan
 from tests.drill.relay import Relay
 from tests.integration.conftest import ENVIRONMENT, Setup
@@ -36,7 +33,7 @@ _POLL = 0.005  # seconds between two looks at something that nobody announces
 _ALLOWED = {"block": None, "attestation": None, "preattestation": None}
 
 # Short times: what is lost must be noticed soon, so that the next fault finds the signer working again.
-NITRO = {"connect_timeout": 1.0, "exchange_timeout": 0.5}
+NITRO: Mapping[str, object] = {"connect_timeout": 1.0, "exchange_timeout": 0.5}
 
 
 async def until(condition: Callable[[], bool], what: str, within: float = START_WITHIN) -> None:
@@ -129,17 +126,11 @@ class World:
 
     # -- keys
 
-    async def make_keys(self, number: int) -> None:
-        """So many keys of each curve, sealed in the key file, and allowed to sign consensus."""
-        secret = load_or_create_key_file(self.setup.directory / "development.key")
-        self.setup.base_dir.mkdir(mode=0o700, exist_ok=True)
-        sealing, storage = LocalSealing(secret), FileStorage(self.setup.base_dir / "enclave_keys.json")
-        for curve in list(Curve) * number:
-            key = crypto.generate_secret_key(curve)
-            storage.append(key.public_key.hash, await sealing.seal(key))
-            address = str(key.public_key.hash)
-            self.keys.append(Key(address, key.public_key))
-            self.setup.policies[address] = {"allow": _ALLOWED}
+    async def make_keys(self, curves: Iterable[Curve]) -> None:
+        """A key of each of *curves*, sealed in the key file, and allowed to sign consensus."""
+        self.setup.base_dir.mkdir(mode=0o700)
+        self.keys = await make_keys(self.setup.base_dir, self.setup.directory / "development.key", curves)
+        self.setup.policies |= {key.address: {"allow": _ALLOWED} for key in self.keys}
 
     # -- the signer
 
@@ -186,15 +177,18 @@ class World:
 
 @asynccontextmanager
 async def open_world(
-    directory: Path, plan: Plan, *, keys: int = 1, nitro: dict[str, object] | None = None
+    directory: Path, plan: Plan, *, curves: Iterable[Curve], nitro: Mapping[str, object] = NITRO
 ) -> AsyncIterator[World]:
-    """An enclave under the first CID and *keys* keys of each curve; the signer is the caller's to start."""
+    """An enclave under the first CID and a key of each of *curves*; the signer is the caller's to start.
+
+    *nitro* goes into the configuration of the vault.
+    """
     setup, cleanup = Setup(directory), ExitStack()
-    setup.nitro |= NITRO | (nitro or {})
+    setup.nitro |= nitro
     try:
         async with trio.open_nursery() as nursery:
             world = World(setup, plan, nursery, cleanup=cleanup)
-            await world.make_keys(keys)
+            await world.make_keys(curves)
             await world.settle_in(await world.boot(), FIRST_CID)
             world.show(FIRST_CID)
             yield world

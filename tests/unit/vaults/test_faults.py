@@ -280,6 +280,27 @@ async def test_another_key_for_a_blob_is_not_used(path: Path, enclave: FakeEncla
                 await sign(vault, key.public_key.hash, b"m")
 
 
+async def test_exchanged_replies_to_imports_cost_no_key(path: Path, enclave: FakeEnclave) -> None:
+    async with running(path, enclave) as vault:
+        keys = [await vault.generate(curve) for curve in (Curve.ED25519, Curve.P256)]
+    held: list[bytes] = []
+
+    async def exchanged(frame: bytes) -> bytes:
+        """The first two replies with a handle change places."""
+        await trio.lowlevel.checkpoint()
+        if b"handle" not in frame or len(held) > 1:
+            return frame
+        held.append(frame)
+        return b"" if len(held) == 1 else frame + held[0]
+
+    enclave.tamper = exchanged
+    async with running(path, enclave, sessions=1) as vault:
+        assert len(held) == 2
+        assert vault.health().skipped == {}
+        for key in keys:
+            assert await signs(vault, key.hash)
+
+
 async def test_replies_that_belong_to_others_cost_no_slot(path: Path, enclave: FakeEnclave) -> None:
     """An enclave one reply behind: nothing wrong leaves, and the request is answered over a new session."""
     async with running(path, enclave) as vault:
