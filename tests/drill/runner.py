@@ -66,6 +66,7 @@ class Scenario:
     run: Callable[[Drill], Awaitable[None]]
     prepare: Callable[[World], Awaitable[None]] | None = None  # before the signer starts
     lost_answers: bool = False  # whether the signer itself is killed
+    fixed: bool = False  # whether the enclave's address is fixed, and nitro-cli not asked
 
 
 @dataclass(frozen=True, slots=True)
@@ -103,7 +104,7 @@ async def _run(
     scenario: Scenario, directory: Path, seed: int, faults: int, duration: float, bakers: int, keys: int
 ) -> Outcome:
     plan, ledger = Plan(seed, Rates()), Ledger()
-    async with open_world(directory, plan, curves=list(Curve) * keys) as world:
+    async with open_world(directory, plan, curves=list(Curve) * keys, fixed=scenario.fixed) as world:
         if scenario.prepare is not None:
             await scenario.prepare(world)
         await world.start_signer()
@@ -164,4 +165,6 @@ async def _settled(world: World, ledger: Ledger, before: int) -> int:
         await until(lambda: world.descriptors <= before, "descriptors as before", SETTLES)
     except TimeoutError:
         ledger.failed(f"{world.descriptors - before} descriptor(s) leaked: {before} before, {world.descriptors} after")
+    if world.children:
+        ledger.failed(f"child process(es) left over: {', '.join(world.children)}")
     return world.descriptors

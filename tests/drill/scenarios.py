@@ -1,6 +1,8 @@
 """The faults, one scenario each; see `runner` for what holds after all of them."""
 
 import errno
+import json
+import os
 import signal
 import sqlite3
 import subprocess
@@ -19,12 +21,14 @@ from tests.drill.relay import LOST
 from tests.drill.runner import Drill, LeftOutError, Outcome, Scenario
 from tests.drill.world import World
 from tests.integration.conftest import free_port
+from tests.nitro_cli import NitroCli, enclave
 
 _RELAY_RATES = Rates(connection=0.05, request=0.05, reply=0.2)
 _GENTLE_RATES = Rates(request=0.3, reply=0.3, faults=frozenset({Fault.DELAY, Fault.BYTES}))
 _PROXY_PORT = 8000
 _STORE_SIZE = "2m"  # of the store that gets full; the marks need a tenth of it
 _VANISHING = 20  # clients that vanish side by side
+_HANGS = 20.0  # seconds that a drill must have left for a nitro-cli that hangs until the signer ends it, after 10
 _LOOK = 0.05  # seconds between two looks whether it is enough
 
 
@@ -75,6 +79,67 @@ async def stop(drill: Drill) -> None:
         await drill.recovered()
 
 
+async def lies(drill: Drill) -> None:
+    """Each restart under another CID meets a nitro-cli that lies for a while."""
+    world = drill.world
+    while drill.more:
+        spare, cid = await world.boot(), world.cid + 1
+        await world.settle_in(spare, cid)
+        hanging = {"hanging"} if drill.deadline < trio.current_time() + _HANGS else set()
+        name = drill.chance.choice(sorted(_LIES.keys() - hanging))
+        _LIES[name](world.cli, world.cid, cid)
+        drill.faults[f"nitro-cli: {name}"] += 1
+        await world.guest.kill()
+        await trio.sleep(drill.chance.uniform(0, 1.5))
+        world.show(cid)
+        if name == "slow":
+            _end_hanging(world.cli)
+        await drill.recovered()
+
+
+def _end_hanging(cli: NitroCli) -> None:
+    """Let a nitro-cli that hangs end; it may not have been called yet, or have ended."""
+    for name in ("pid", "child"):
+        number = cli.process_id(name)
+        if number is not None:
+            with suppress(ProcessLookupError):
+                os.kill(number, signal.SIGKILL)
+
+
+_LIES: Mapping[str, Callable[[NitroCli, int, int], None]] = {  # told of the old CID and the new one
+    "garbled": lambda cli, _old, _new: cli.say(b'[{"EnclaveCID": \xff'),
+    "nothing": lambda cli, _old, _new: cli.say(b""),
+    "no enclave": lambda cli, _old, _new: cli.show(),
+    "no array": lambda cli, _old, new: cli.say(json.dumps(enclave(new)).encode()),
+    "failing": lambda cli, _old, _new: cli.fail(39, "[ E39 ] Enclave process connection failure."),
+    "without end": lambda cli, _old, _new: cli.babble(),
+    "slow": lambda cli, _old, _new: cli.hang(),  # it is ended when the lie is over
+    "hanging": lambda cli, _old, _new: cli.hang(),
+    "two enclaves": lambda cli, old, new: cli.show(enclave(old, name="one"), enclave(new, name="two")),
+    "wrong state": lambda cli, _old, new: cli.show(enclave(new, state="TERMINATING")),
+    "debug mode": lambda cli, _old, new: cli.show(enclave(new, flags="DEBUG_MODE")),
+    "stale CID": lambda cli, old, _new: cli.show(enclave(old)),
+    "impossible CID": lambda cli, _old, _new: cli.show(enclave(3)),
+}
+
+
+async def stranger(drill: Drill) -> None:
+    """The CID is for a while that of an enclave that cannot open the keys."""
+    world = drill.world
+    while drill.more:
+        spare, other = await world.boot(), await world.boot("other.key")
+        strange, cid = world.cid + 1, world.cid + 2
+        await world.settle_in(other, strange)
+        await world.settle_in(spare, cid)
+        await world.guest.kill()
+        world.show(strange)
+        drill.faults["nitro-cli: another enclave"] += 1
+        await trio.sleep(drill.chance.uniform(0, 1.5))
+        world.show(cid)
+        await other.kill()
+        await drill.recovered()
+
+
 async def signer_killed(drill: Drill) -> None:
     while drill.more:
         await trio.sleep(drill.chance.uniform(0, 0.5))
@@ -92,10 +157,10 @@ async def with_proxy(world: World) -> None:
 
 async def proxy_gone(drill: Drill) -> None:
     """Connections from the enclave through the proxy, whose host does not listen."""
-    address = UnixAddress(str(drill.world.setup.directory / "relay.sock"), _PROXY_PORT)
+    path = UnixAddress(drill.world.fixed_address.base, _PROXY_PORT).listener_path
     while drill.more:
         with suppress(*LOST):
-            async with await trio.open_unix_socket(address.listener_path) as stream:
+            async with await trio.open_unix_socket(path) as stream:
                 drill.faults["connection to the proxy's dead host"] += 1
                 await stream.send_all(b"hello")
                 await stream.receive_some(64)
@@ -168,8 +233,10 @@ _PROCESSES = {
         Scenario("kill", "SIGKILL of the enclave", kill),
         Scenario("stop", "SIGSTOP of the enclave", stop),
         Scenario("cid", "restarts under another CID, 2 s each", other_cid),
+        Scenario("lies", "nitro-cli lying during restarts", lies),
+        Scenario("stranger", "an enclave that cannot open the keys", stranger),
         Scenario("signer", "SIGKILL of the signer", signer_killed, lost_answers=True),
-        Scenario("proxy", "the proxy's host is gone", proxy_gone, prepare=with_proxy),
+        Scenario("proxy", "the proxy's host is gone", proxy_gone, prepare=with_proxy, fixed=True),
         Scenario("locked", "the marks' database is locked", store_locked),
         Scenario("full", "the marks' disk is full", store_full, prepare=on_a_small_disk),
         Scenario("vanish", "clients that vanish", vanish),

@@ -1,7 +1,8 @@
 """The processes of a drill: enclaves under their CIDs, the relay in front of each, and the signer.
 
 The signer reaches the enclave of CID n at the hybrid socket `<n>.sock`, which is the relay's; behind it listens the
-program that lives under that CID now, or nobody. `show` says which CID the signer is to find.
+program that lives under that CID now, or nobody. `show` says which CID the signer is to find: it asks a stand-in for
+nitro-cli, or follows a link at a fixed address.
 """
 
 import signal
@@ -25,9 +26,11 @@ from tests.drill.keys import Key, make_keys
 from tests.drill.plan import Plan
 from tests.drill.relay import Relay
 from tests.integration.conftest import ENVIRONMENT, Setup
+from tests.nitro_cli import NitroCli, enclave
 
 PORT = 2000  # of the enclave program
 FIRST_CID = 16
+KEY_FILE = "development.key"
 START_WITHIN = 30.0  # seconds for a process to start, on a machine that is busy
 _POLL = 0.005  # seconds between two looks at something that nobody announces
 _ALLOWED = {"block": None, "attestation": None, "preattestation": None}
@@ -67,9 +70,11 @@ class World:
     setup: Setup
     plan: Plan
     nursery: trio.Nursery
+    cli: NitroCli
     keys: list[Key] = field(default_factory=list)
     guests: dict[int, Guest] = field(default_factory=dict)  # by CID
     cid: int = FIRST_CID  # that the signer finds
+    fixed: bool = False  # whether it asks nobody
     relays: dict[int, Relay] = field(default_factory=dict)  # by CID
     signer: subprocess.Popen[bytes] | None = None
     cleanup: ExitStack = field(default_factory=ExitStack)  # for what scenarios set up, once all processes have ended
@@ -77,12 +82,12 @@ class World:
 
     # -- enclaves
 
-    async def boot(self) -> Guest:
-        """Start the enclave program; it listens, and no CID leads to it yet."""
+    async def boot(self, key_file: str = KEY_FILE) -> Guest:
+        """Start the enclave program; it listens, and no CID leads to it yet. It opens what *key_file* sealed."""
         directory = self.setup.directory
         path = directory / f"e{next(self._serial)}.sock"
         command = [sys.executable, "-m", "signer.enclave", "--listen", f"unix:{path}:{PORT}", "--sealing", "local"]
-        command += ["--development", "--key-file", str(directory / "development.key")]
+        command += ["--development", "--key-file", str(directory / key_file)]
         with (directory / "enclave.log").open("ab") as log:
             process = subprocess.Popen(command, stdout=log, stderr=log, env=ENVIRONMENT)
         self.setup.processes.append(process)
@@ -99,9 +104,15 @@ class World:
     def show(self, cid: int) -> None:
         """From now on the signer finds the enclave under *cid*."""
         self.cid = cid
-        link, new = self.setup.directory / "relay.sock", self.setup.directory / "relay.new"
+        self.cli.show(enclave(cid))
+        new = self.setup.directory / "relay.new"
         new.symlink_to(self._socket(cid))
-        new.rename(link)  # at once: there is no moment without the link
+        new.rename(self.fixed_address.base)  # at once: there is no moment without the link
+
+    @property
+    def fixed_address(self) -> UnixAddress:
+        """Where the enclave is that was shown last."""
+        return UnixAddress(str(self.setup.directory / "relay.sock"), PORT)
 
     @property
     def guest(self) -> Guest:
@@ -129,18 +140,20 @@ class World:
     async def make_keys(self, curves: Iterable[Curve]) -> None:
         """A key of each of *curves*, sealed in the key file, and allowed to sign consensus."""
         self.setup.base_dir.mkdir(mode=0o700)
-        self.keys = await make_keys(self.setup.base_dir, self.setup.directory / "development.key", curves)
+        self.keys = await make_keys(self.setup.base_dir, self.setup.directory / KEY_FILE, curves)
         self.setup.policies |= {key.address: {"allow": _ALLOWED} for key in self.keys}
 
     # -- the signer
 
     async def start_signer(self) -> None:
         """Start it, and wait until it can sign."""
-        self.setup.nitro["enclave_address"] = f"unix:{self.setup.directory / 'relay.sock'}:{PORT}"
+        found = f"unix:{self.setup.directory}/{{cid}}.sock:{PORT}"
+        self.setup.nitro["enclave_address"] = str(self.fixed_address) if self.fixed else found
         self.setup.write_config()
         with self.setup.log.open("ab") as log:
             command = self.setup.command("serve", "--no-list")
-            self.signer = subprocess.Popen(command, stdout=log, stderr=log, env=ENVIRONMENT)
+            environment = ENVIRONMENT | self.cli.path_environment()
+            self.signer = subprocess.Popen(command, stdout=log, stderr=log, env=environment)
         self.setup.processes.append(self.signer)
         await self.ready(START_WITHIN)
 
@@ -174,10 +187,17 @@ class World:
         assert self.signer is not None
         return sum(1 for _ in Path(f"/proc/{self.signer.pid}/fd").iterdir())
 
+    @property
+    def children(self) -> list[str]:
+        """The ids of processes that the signer has started and not seen the end of."""
+        assert self.signer is not None
+        tasks = Path(f"/proc/{self.signer.pid}/task").glob("*/children")
+        return [number for task in tasks for number in task.read_text().split()]
+
 
 @asynccontextmanager
 async def open_world(
-    directory: Path, plan: Plan, *, curves: Iterable[Curve], nitro: Mapping[str, object] = NITRO
+    directory: Path, plan: Plan, *, curves: Iterable[Curve], nitro: Mapping[str, object] = NITRO, fixed: bool = False
 ) -> AsyncIterator[World]:
     """An enclave under the first CID and a key of each of *curves*; the signer is the caller's to start.
 
@@ -187,7 +207,7 @@ async def open_world(
     setup.nitro |= nitro
     try:
         async with trio.open_nursery() as nursery:
-            world = World(setup, plan, nursery, cleanup=cleanup)
+            world = World(setup, plan, nursery, NitroCli(directory / "bin"), fixed=fixed, cleanup=cleanup)
             await world.make_keys(curves)
             await world.settle_in(await world.boot(), FIRST_CID)
             world.show(FIRST_CID)

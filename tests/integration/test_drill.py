@@ -17,6 +17,8 @@ FAULTS = {
     "kill": 3,
     "stop": 2,
     "cid": 1,
+    "lies": 3,
+    "stranger": 1,
     "proxy": 200,
     "locked": 2,
     "full": 3,
