@@ -34,6 +34,7 @@ from signer.http.utility import Health, UtilityApi
 from signer.observe.metrics import Metrics
 from signer.policy import KeyPolicy, compile_policies
 from signer.signing import Signing
+from signer.supervise import open_nursery
 from signer.tezos.keys import PublicKeyHash
 from signer.vaults.interface import Vault, VaultKey
 from signer.vaults.nitro import credentials
@@ -113,7 +114,7 @@ async def serve(
     _refuse_unsupported(settings)
     for warning in config.warnings(settings):
         logger.warning(warning)
-    stopping = stop or trio.Event()
+    stopping = trio.Event() if stop is None else stop
     try:
         async with _running(_Signals(stopping).run):
             await _Service(settings, stopping).run(no_list=no_list, on_ready=on_ready)
@@ -248,21 +249,6 @@ class _Signals:
 
 class _SecondSignalError(Exception):
     """The operator doesn't want to wait for the drain."""
-
-
-@asynccontextmanager
-async def open_nursery() -> AsyncIterator[trio.Nursery]:
-    """A nursery that lets a lone error out as it is, and a group only where several things went wrong."""
-    try:
-        async with trio.open_nursery() as nursery:
-            yield nursery
-    except BaseExceptionGroup as group:
-        error: BaseException = group
-        while isinstance(error, BaseExceptionGroup) and len(error.exceptions) == 1:
-            (error,) = error.exceptions
-        if error is group:
-            raise
-        raise error from error.__cause__
 
 
 @asynccontextmanager

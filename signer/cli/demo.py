@@ -209,7 +209,7 @@ class _Demo:
     async def _watched(self) -> AsyncIterator[None]:
         """End with an error if the enclave process ends."""
 
-        from signer.service import open_nursery
+        from signer.supervise import open_nursery
 
         async with open_nursery() as nursery:
             nursery.start_soon(self._watch)
