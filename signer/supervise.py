@@ -16,6 +16,7 @@ import random
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
+from typing import TypeVar
 
 import trio
 
@@ -25,6 +26,8 @@ __all__ = ["FAULTS", "Backoff", "Service", "describe", "leaves", "open_nursery",
 
 Service = Callable[..., Awaitable[object]]
 """Takes `task_status`, and reports started once it can be used; returns when it was told to end."""
+
+_T = TypeVar("_T")  # what the service starts with
 
 FAULTS: tuple[type[Exception], ...] = (OSError, trio.BrokenResourceError)
 
@@ -56,7 +59,7 @@ async def supervise(
     faults: tuple[type[Exception], ...] = FAULTS,
     backoff: Backoff | None = None,
     stop: trio.Event | None = None,
-    task_status: trio.TaskStatus[object] = trio.TASK_STATUS_IGNORED,
+    task_status: trio.TaskStatus[_T] = trio.TASK_STATUS_IGNORED,
 ) -> None:
     """Keep *service* running until it returns or, while it waits for the next try, until *stop*.
 
@@ -71,7 +74,7 @@ async def supervise(
             fault, served_since = "", float("inf")
             try:
                 async with trio.open_nursery() as nursery:
-                    value = await nursery.start(service)
+                    value: _T = await nursery.start(service)
                     served_since = trio.current_time()
                     task.running()
                     if not announced:

@@ -2,18 +2,38 @@
 
 import errno
 import resource
+from contextlib import AsyncExitStack
+from functools import partial
 
 import structlog
 import trio
 
 from signer.errors import ConfigurationError
 from signer.http.connection import Api, Connection, Limits
+from signer.observe.tasks import Task
+from signer.supervise import FAULTS, open_nursery, supervise
 
 logger = structlog.get_logger(__name__)
 
 BACKLOG = 1024  # connections that the kernel completes for us meanwhile; bakers open two for each signature
 MAX_CONNECTIONS = 4096
+_OF_ONE_CONNECTION = (  # accept(2): what befell one that waited is reported in place of it
+    errno.ECONNABORTED,
+    errno.EPERM,
+    errno.EPROTO,
+    errno.ENOPROTOOPT,
+    errno.EOPNOTSUPP,
+    errno.ENETDOWN,
+    errno.ENETUNREACH,
+    errno.EHOSTDOWN,
+    errno.EHOSTUNREACH,
+    errno.ENONET,
+)
 _RESOURCES_LACK = (errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM)
+
+
+class ListenError(ConfigurationError):
+    """An address cannot be listened on; at start the program ends with it, later it is tried again."""
 
 
 async def serve_api(
@@ -22,36 +42,34 @@ async def serve_api(
     limits: Limits,
     *,
     stop: trio.Event,
+    task: Task | None = None,
     task_status: trio.TaskStatus[str] = trio.TASK_STATUS_IGNORED,
 ) -> None:
     """Serve *api* on *address* (`host:port`) until *stop*, then finish what runs within the shutdown time.
 
-    Started with the URL once connections are accepted. Raises `ConfigurationError` where it cannot listen.
+    Started with the URL once connections are accepted; raises `ListenError` where it cannot listen then. A listener
+    that breaks later is opened anew in the same place, as *task* reports; connections that are open stay open.
     """
-    listeners = await _listen(address)
-    server = _Server(api, limits)
-    async with trio.open_nursery() as connections:
-        async with trio.open_nursery() as accepting:
-            for listener in listeners:
-                accepting.start_soon(server.accept, listener, connections)
-            task_status.started(_url(listeners[0]))
-            await stop.wait()
-            accepting.cancel_scope.cancel(reason="shutting down")
+    server = _Server(api, address, limits, task or Task(address, quiet=True))
+    async with open_nursery() as connections:
+        listen = partial(server.listen, connections, stop)
+        faults = (*FAULTS, trio.ClosedResourceError, ListenError)
+        await supervise(server.task, listen, faults=faults, stop=stop, task_status=task_status)
         server.finish()
         connections.cancel_scope.deadline = trio.current_time() + limits.shutdown_timeout
 
 
-async def _listen(address: str) -> list[trio.SocketListener]:
-    host, _, port = address.rpartition(":")
+async def _listen(host: str, port: int) -> list[trio.SocketListener]:
     try:
-        return await trio.open_tcp_listeners(int(port), host=host.strip("[]") or None, backlog=BACKLOG)
+        return await trio.open_tcp_listeners(port, host=host or None, backlog=BACKLOG)
     except OSError as exc:
         advice = "set another address"
         if exc.errno == errno.EADDRINUSE:
             advice = f"another program listens there; see which one with: ss -ltnp 'sport = :{port}'"
         elif exc.errno == errno.EACCES:
             advice = "ports below 1024 need a capability"
-        raise ConfigurationError(f"listen tcp {address}: {exc.strerror or exc}; {advice}") from exc
+        place = f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
+        raise ListenError(f"listen tcp {place}: {exc.strerror or exc}; {advice}") from exc
 
 
 def _url(listener: trio.SocketListener) -> str:
@@ -64,29 +82,52 @@ def _url(listener: trio.SocketListener) -> str:
 class _Server:
     """The open connections of one server."""
 
-    def __init__(self, api: Api, limits: Limits) -> None:
+    def __init__(self, api: Api, address: str, limits: Limits, task: Task) -> None:
+        self.task = task
+        host, _, port = address.rpartition(":")
+        self._places = [(host.strip("[]"), int(port))]
         self._api = api
         self._limits = limits
         self._slots = trio.Semaphore(_connection_limit())
         self._open: set[Connection] = set()
 
-    async def accept(self, listener: trio.SocketListener, nursery: trio.Nursery) -> None:
-        """Accept until cancelled; closes the listener."""
-        async with listener:
-            while True:
-                try:
-                    stream = await listener.accept()
-                except OSError as exc:
-                    if exc.errno not in _RESOURCES_LACK:
-                        raise
-                    await trio.sleep(0.1)  # connections wait in the backlog
+    async def listen(self, connections: trio.Nursery, stop: trio.Event, *, task_status: trio.TaskStatus[str]) -> None:
+        """Accept into *connections* until *stop*; raises when a listener breaks, which closes all of them."""
+        async with AsyncExitStack() as stack:
+            listeners: list[trio.SocketListener] = []
+            for host, port in self._places:
+                for listener in await _listen(host, port):
+                    listeners.append(await stack.enter_async_context(listener))
+            # What the name resolved to and the port that the kernel chose: the URL that was given out stays true.
+            self._places = [listener.socket.getsockname()[:2] for listener in listeners]
+            async with trio.open_nursery() as accepting:
+                for listener in listeners:
+                    accepting.start_soon(self._accept, listener, connections)
+                task_status.started(_url(listeners[0]))
+                await stop.wait()
+                accepting.cancel_scope.cancel(reason="shutting down")
+
+    async def _accept(self, listener: trio.SocketListener, connections: trio.Nursery) -> None:
+        """Accept until cancelled."""
+        while True:
+            try:
+                stream = await listener.accept()
+            except OSError as exc:
+                if exc.errno in _OF_ONE_CONNECTION:
                     continue
-                try:
-                    await self._take_slot()
-                except BaseException:
-                    await trio.aclose_forcefully(stream)
-                    raise
-                nursery.start_soon(self._serve, stream)
+                fault = f"cannot accept connections: {exc.strerror or exc}"
+                if exc.errno not in _RESOURCES_LACK:
+                    raise ListenError(fault) from exc
+                self.task.failing(fault)
+                await trio.sleep(0.1)  # connections wait in the backlog
+                continue
+            self.task.running()
+            try:
+                await self._take_slot()
+            except BaseException:
+                await trio.aclose_forcefully(stream)
+                raise
+            connections.start_soon(self._serve, stream)
 
     async def _take_slot(self) -> None:
         """A place for one more connection: whoever lets us wait longest makes room, or the next to be answered.
