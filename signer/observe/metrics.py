@@ -4,14 +4,17 @@ Label values are bounded: what a client can choose freely (an address of no key 
 folded into `unknown` or `other`, so that nobody fills the memory of signer and Prometheus (weakness 42).
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
 from prometheus_client.gc_collector import GCCollector
+from prometheus_client.metrics_core import CounterMetricFamily, GaugeMetricFamily, Metric
 from prometheus_client.platform_collector import PlatformCollector
 from prometheus_client.process_collector import ProcessCollector
+from prometheus_client.registry import Collector
 
 from signer import __version__
+from signer.observe.tasks import Tasks, TaskState
 
 CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
 _MILLISECONDS = (10, 100, 1000, 10000, 100000)
@@ -97,6 +100,10 @@ class Metrics:
         """The text that `/metrics` answers."""
         return generate_latest(self.registry)
 
+    def follow(self, tasks: Tasks) -> None:
+        """Show every one of *tasks*, as it is at each exposition."""
+        self.registry.register(_TaskCollector(tasks))
+
     def know_addresses(self, addresses: Sequence[str]) -> None:
         """Addresses that may stand in a label; every other is `unknown`."""
         self._addresses.update(addresses)
@@ -162,3 +169,22 @@ class Metrics:
             return OTHER
         self._chains.add(chain_id)
         return chain_id
+
+
+class _TaskCollector(Collector):
+    """Reads the board: a task that is gone from it is gone from the exposition."""
+
+    def __init__(self, tasks: Tasks) -> None:
+        self._tasks = tasks
+
+    def collect(self) -> Iterable[Metric]:
+        up = GaugeMetricFamily("task_up", "Whether the task does its work", labels=["task"])
+        restarts = CounterMetricFamily("task_restarts", "Times that it failed while it ran", labels=["task"])
+        fault = GaugeMetricFamily("task_last_fault_timestamp_seconds", "When it failed, 0: never", labels=["task"])
+        since = GaugeMetricFamily("task_state_since_timestamp_seconds", "When its state changed", labels=["task"])
+        for name, task in self._tasks.all().items():
+            up.add_metric([name], int(task.state is TaskState.RUNNING))
+            restarts.add_metric([name], task.restarts)
+            fault.add_metric([name], task.fault_at or 0)
+            since.add_metric([name], task.since)
+        return up, restarts, fault, since

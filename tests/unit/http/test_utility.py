@@ -1,6 +1,9 @@
 """The utility server: what `/healthz` calls ready, what `/metrics` says at each scrape, and nothing else."""
 
 import json
+import time
+from datetime import datetime
+from typing import Any
 
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
@@ -8,6 +11,7 @@ from prometheus_client.parser import text_string_to_metric_families
 from signer.http.utility import Health, UtilityApi
 from signer.http.values import ApiRequest, ApiResponse
 from signer.observe.metrics import Metrics
+from signer.observe.tasks import Tasks
 from signer.vaults.interface import VaultHealth
 
 UP = VaultHealth(ready=True, detail="up", keys=2, skipped={})
@@ -102,3 +106,52 @@ async def test_another_method_is_405(method: str, path: str) -> None:
 @pytest.mark.parametrize("path", ["/", "/healthz/", "/keys/x", "/authorized_keys", "*", ""])
 async def test_another_path_is_404(path: str) -> None:
     assert await ask(path, Health(True, {"a": UP})) == ApiResponse(404, b"404 page not found\n")
+
+
+# -- tasks
+
+
+def board() -> Tasks:
+    tasks = Tasks()
+    tasks.add("signing API").running()
+    tasks.add("vault a session 2", quiet=True)
+    return tasks
+
+
+async def healthz(tasks: Tasks, query: str = "", vaults: dict[str, VaultHealth] | None = None) -> dict[str, Any]:
+    health = Health(True, vaults or {"a": UP}, tasks=tasks.all())
+    api = UtilityApi(metrics=Metrics(), health=lambda: health)
+    body = json.loads((await api.respond(ApiRequest("GET", "/healthz", query))).body)
+    assert isinstance(body, dict)
+    return body
+
+
+async def test_tasks_that_run_or_start_are_no_news() -> None:
+    assert await healthz(board()) == {"ready": True}
+
+
+@pytest.mark.parametrize("query", ["verbose", "verbose=", "a=b&verbose=1"])
+async def test_verbose_shows_everything(query: str) -> None:
+    body = await healthz(board(), query)
+    assert set(body) == {"ready", "serving", "vaults", "tasks"}
+    since = body["tasks"]["signing API"].pop("since")
+    assert abs(datetime.fromisoformat(since).timestamp() - time.time()) < 60
+    assert since.endswith("Z")
+    assert body["tasks"]["signing API"] == {"state": "running", "restarts": 0, "last_fault": ""}
+    assert body["tasks"]["vault a session 2"]["state"] == "starting"
+
+
+async def test_a_task_that_fails_or_ended_shows_them_all_but_is_not_the_readiness() -> None:
+    tasks = board()
+    tasks.add("vault a session 2").failing("refused")
+    body = await healthz(tasks)
+    assert body["ready"] is True
+    assert body["tasks"]["vault a session 2"]["last_fault"] == "refused"
+    assert body["tasks"]["signing API"]["state"] == "running"
+    tasks = board()
+    tasks.add("signing API").stopped()
+    assert (await healthz(tasks))["tasks"]["signing API"]["state"] == "stopped"
+
+
+async def test_what_is_not_ready_shows_its_tasks() -> None:
+    assert set((await healthz(board(), vaults={"a": DOWN}))["tasks"]) == set(board().all())

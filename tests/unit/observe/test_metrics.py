@@ -7,6 +7,7 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from signer import __version__
 from signer.observe.metrics import Metrics
+from signer.observe.tasks import Tasks
 
 TZ1 = "tz1LggX2HUdvJ1tF4Fvv8fjsrzLeW4Jr9t2Q"
 CHAIN = "NetXdQprcVkpaWU"
@@ -190,3 +191,20 @@ def test_two_signers_in_one_process_count_apart() -> None:
     one.handled(TZ1, "OK", 0.0)
     assert samples(one, "sign_handler_requests_total", "status") == {("OK",): 1}
     assert samples(other, "sign_handler_requests_total", "status") == {}
+
+
+def test_tasks_are_shown_as_they_are_and_vanish_with_the_board() -> None:
+    metrics, tasks = Metrics(), Tasks()
+    metrics.follow(tasks)
+    good, bad = tasks.add("good"), tasks.add("bad", quiet=True)
+    for task in (good, bad):
+        task.running()
+    bad.failing("gone")
+    assert samples(metrics, "task_up", "task") == {("good",): 1, ("bad",): 0}
+    assert samples(metrics, "task_restarts_total", "task") == {("good",): 0, ("bad",): 1}
+    faults = samples(metrics, "task_last_fault_timestamp_seconds", "task")
+    assert faults == {("good",): 0, ("bad",): bad.fault_at}
+    since = samples(metrics, "task_state_since_timestamp_seconds", "task")
+    assert since == {("good",): good.since, ("bad",): bad.since}
+    tasks.remove("bad")
+    assert samples(metrics, "task_up", "task") == {("good",): 1}
