@@ -21,8 +21,6 @@ _NO_FLAGS = "NONE"
 class DiscoveryError(SignerError):
     """The enclave was not found, or is not the one that is wanted; the text says what to do."""
 
-    status = 502
-
 
 @dataclass(frozen=True, slots=True)
 class Enclave:
