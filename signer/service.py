@@ -32,9 +32,10 @@ from signer.http.connection import Api, Limits
 from signer.http.server import serve_api
 from signer.http.utility import Health, UtilityApi
 from signer.observe.metrics import Metrics
+from signer.observe.tasks import Tasks
 from signer.policy import KeyPolicy, compile_policies
 from signer.signing import Signing
-from signer.supervise import open_nursery
+from signer.supervise import Service, open_nursery
 from signer.tezos.keys import PublicKeyHash
 from signer.vaults.interface import Vault, VaultKey
 from signer.vaults.nitro import credentials
@@ -51,8 +52,8 @@ logger = structlog.get_logger(__name__)
 __all__ = ["ListedKey", "Serving", "listed_keys", "open_vaults", "serve"]
 
 _UTILITY_BODY = 4096  # bytes; nothing there takes a body
-
-Task = Callable[..., Awaitable[object]]
+_MARKS_INTERVAL = 1.0  # seconds between two looks at the watermark store's state
+_LISTENING = {"utility server": "Utility HTTP server", "signing API": "HTTP server"}  # the reference's log texts
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,8 +94,12 @@ async def open_vaults(settings: Settings) -> AsyncIterator[Mapping[str, Vault]]:
     A vault that cannot be reached is left out with an error in the log (section 1.1, step 10).
     """
     _refuse_unsupported(settings)
-    vaults = _build_vaults(settings)
-    async with _running(*_built_in_proxies(settings, Metrics())), _running(*(vault.run for vault in vaults.values())):
+    tasks = Tasks()
+    vaults = _build_vaults(settings, tasks)
+    async with (
+        _running(*_built_in_proxies(settings, Metrics(), tasks)),
+        _running(*(vault.run for vault in vaults.values())),
+    ):
         for name, vault in vaults.items():
             if not vault.ready:
                 error = vault.health().detail
@@ -134,11 +139,13 @@ class _Service:
     def __init__(self, settings: Settings, stopping: trio.Event) -> None:
         self._settings = settings
         self._stopping = stopping
+        self._tasks = Tasks()
         self._metrics = Metrics()
+        self._metrics.follow(self._tasks)
         self._metrics.know_addresses([str(pkh) for pkh in settings.tezos])
         self._marks = _build_store(settings, self._metrics)
-        self._vaults = _build_vaults(settings)
-        self._proxies = _built_in_proxies(settings, self._metrics)
+        self._vaults = _build_vaults(settings, self._tasks)
+        self._proxies = _built_in_proxies(settings, self._metrics, self._tasks)
         self._signing = Signing(
             policies=compile_policies(settings),
             vaults=list(self._vaults.values()),
@@ -151,12 +158,12 @@ class _Service:
         server = self._settings.server
         logger.info("Initializing watermark backend", backend=self._marks.backend)
         async with (
-            _running(self._marks.run),
+            _running(self._keep_marks),
             self._listening(
                 UtilityApi(metrics=self._metrics, health=self._health),
                 server.utility_address,
                 self._limits(_UTILITY_BODY),
-                "Utility HTTP server",
+                "utility server",
             ) as utility_url,
             _running(*self._proxies),
         ):
@@ -165,7 +172,7 @@ class _Service:
             async with _running(*(vault.run for vault in self._vaults.values())), _running(self._signing.run):
                 keys = self._report_keys(no_list=no_list)
                 limits = self._limits(server.max_body_bytes)
-                async with self._listening(self._signing_api(), server.address, limits, "HTTP server") as url:
+                async with self._listening(self._signing_api(), server.address, limits, "signing API") as url:
                     self._serving = True
                     if on_ready is not None:
                         await on_ready(Serving(url, utility_url, keys))
@@ -215,19 +222,38 @@ class _Service:
 
     def _health(self) -> Health:
         states = {name: vault.health() for name, vault in self._vaults.items()}
-        return Health(self._serving, states, self._marks.failure)
+        return Health(self._serving, states, self._marks.failure, self._tasks.all())
 
     @asynccontextmanager
-    async def _listening(self, api: Api, address: str, limits: Limits, what: str) -> AsyncIterator[str]:
-        """A server on *address*, stopped and drained on exit."""
-        stop = trio.Event()
+    async def _listening(self, api: Api, address: str, limits: Limits, name: str) -> AsyncIterator[str]:
+        """A server on *address*, kept up by itself; stopped and drained on exit."""
+        stop, task = trio.Event(), self._tasks.add(name)
         async with open_nursery() as nursery:
-            url: str = await nursery.start(partial(serve_api, api, address, limits, stop=stop))
-            logger.info(f"{what} is listening for connections on {address}")
+            url: str = await nursery.start(partial(serve_api, api, address, limits, stop=stop, task=task))
+            logger.info(f"{_LISTENING[name]} is listening for connections on {address}")
             try:
                 yield url
             finally:
                 stop.set()
+
+    async def _keep_marks(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
+        """The watermark store; it meets its own faults, and what ends it ends the process (`signer.supervise`)."""
+        try:
+            async with _running(self._marks.run):
+                self._note_marks()
+                task_status.started()
+                while True:
+                    await trio.sleep(_MARKS_INTERVAL)
+                    self._note_marks()
+        finally:
+            self._tasks.add("watermarks").stopped()
+
+    def _note_marks(self) -> None:
+        task, failure = self._tasks.add("watermarks"), self._marks.failure
+        if failure:
+            task.failing(failure)
+        else:
+            task.running()
 
 
 class _Signals:
@@ -252,12 +278,12 @@ class _SecondSignalError(Exception):
 
 
 @asynccontextmanager
-async def _running(*tasks: Task) -> AsyncIterator[None]:
-    """Start *tasks* side by side, wait until each has started; cancel them on exit."""
+async def _running(*services: Service) -> AsyncIterator[None]:
+    """Start *services* side by side, wait until each has started; cancel them on exit."""
     async with open_nursery() as nursery:
         async with open_nursery() as starting:
-            for task in tasks:
-                starting.start_soon(nursery.start, task)
+            for service in services:
+                starting.start_soon(nursery.start, service)
         try:
             yield
         finally:
@@ -274,24 +300,24 @@ def _build_store(settings: Settings, metrics: Metrics) -> WatermarkStore:
     )
 
 
-def _built_in_proxies(settings: Settings, metrics: Metrics) -> list[Task]:
+def _built_in_proxies(settings: Settings, metrics: Metrics, tasks: Tasks) -> list[Service]:
     """The service that runs them; none, and none of its libraries, where no vault has `proxy_remote_address`."""
     if not any(isinstance(v.config, NitroSettings) and v.config.proxy_remote_address for v in settings.vaults.values()):
         return []
     from signer.kms_proxy import KmsProxies
 
-    return [KmsProxies(settings, metrics.registry).run]
+    return [KmsProxies(settings, metrics.registry, tasks).run]
 
 
-def _build_vaults(settings: Settings) -> dict[str, Vault]:
+def _build_vaults(settings: Settings, tasks: Tasks) -> dict[str, Vault]:
     vaults: dict[str, Vault] = {}
     for name, vault in settings.vaults.items():
         if isinstance(vault.config, NitroSettings):
-            vaults[name] = _build_nitro(name, vault.config, settings.base_dir)
+            vaults[name] = _build_nitro(name, vault.config, settings.base_dir, tasks)
     return vaults
 
 
-def _build_nitro(name: str, nitro: NitroSettings, base_dir: Path) -> NitroVault:
+def _build_nitro(name: str, nitro: NitroSettings, base_dir: Path, tasks: Tasks) -> NitroVault:
     storage = base_dir / KEY_FILE
     if nitro.storage is not None and isinstance(nitro.storage.config, str):
         storage = Path(nitro.storage.config)
@@ -310,4 +336,5 @@ def _build_nitro(name: str, nitro: NitroSettings, base_dir: Path) -> NitroVault:
         encryption_key_id=nitro.encryption_key_id,
         connect=connect,
         timeouts=Timeouts(connect=nitro.connect_timeout, exchange=nitro.exchange_timeout, wait=nitro.wait_timeout),
+        tasks=tasks,
     )

@@ -4,7 +4,8 @@ A *fault* is what a peer or the system can cause, and what may be over at the ne
 group beside a fault, is a bug: it propagates, since nobody knows what state it left behind.
 
 The first start is an exception: its fault propagates too, so that a port in use is said at once to whoever starts the
-signer, instead of being tried for ever behind his back.
+signer, instead of being tried for ever behind their back. What the signer can do without (`must_start=False`) is tried
+again also then.
 
 Not supervised here: the vaults, which restart parts of themselves (sessions, credentials, discovery) and report them,
 and the watermark store. That one meets its I/O errors commit by commit (each refuses its requests, and the next commit
@@ -59,12 +60,13 @@ async def supervise(
     faults: tuple[type[Exception], ...] = FAULTS,
     backoff: Backoff | None = None,
     stop: trio.Event | None = None,
+    must_start: bool = True,
     task_status: trio.TaskStatus[_T] = trio.TASK_STATUS_IGNORED,
 ) -> None:
     """Keep *service* running until it returns or, while it waits for the next try, until *stop*.
 
     Started with what *service* started with the first time. Its states are reported to *task*. Raises whatever the
-    first start raises, and afterwards whatever is none of *faults*; in a group of both the bug.
+    first start raises if it *must_start*, and afterwards whatever is none of *faults*; in a group of both the bug.
     """
     backoff = backoff or Backoff()
     stop = trio.Event() if stop is None else stop
@@ -81,7 +83,7 @@ async def supervise(
                         announced = True
                         task_status.started(value)
             except* faults as group:
-                if not announced:
+                if must_start and not announced:
                     raise
                 fault = describe(group)
             if not fault:

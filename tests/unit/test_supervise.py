@@ -74,6 +74,22 @@ async def test_the_first_start_fails_for_its_caller() -> None:
             await nursery.start(supervise, Task("shop"), run)
 
 
+async def test_what_need_not_start_is_tried_again(autojump_clock: MockClock) -> None:
+    shop, task, tries = Shop(None), Task("shop"), []
+
+    async def run(*, task_status: trio.TaskStatus[str]) -> None:
+        tries.append(trio.current_time())
+        if len(tries) < 3:
+            raise OSError("in the way")
+        await shop.run(task_status=task_status)
+
+    async with trio.open_nursery() as nursery:
+        start = partial(supervise, task, run, backoff=STEADY, must_start=False)
+        assert await nursery.start(start) == "address"
+    assert tries == [0, 1, 3]
+    assert (task.restarts, task.fault) == (0, "in the way")
+
+
 async def test_it_starts_once_with_the_services_value(autojump_clock: MockClock) -> None:
     shop = Shop(OSError(), None)
     async with trio.open_nursery() as nursery:
