@@ -23,7 +23,9 @@ import structlog
 import trio
 
 from proxy.address import connect
+from proxy.notify import Notifier
 from signer import config
+from signer.announce import Announcer
 from signer.config import NitroSettings, Settings
 from signer.config.models import KEY_FILE
 from signer.errors import ConfigurationError
@@ -119,10 +121,17 @@ async def serve(
     _refuse_unsupported(settings)
     for warning in config.warnings(settings):
         logger.warning(warning)
+    notifier = Notifier()
     stopping = trio.Event() if stop is None else stop
+
+    async def say_stopping(*, task_status: trio.TaskStatus[None]) -> None:
+        task_status.started()
+        await stopping.wait()
+        notifier.stopping()
+
     try:
-        async with _running(_Signals(stopping).run):
-            await _Service(settings, stopping).run(no_list=no_list, on_ready=on_ready)
+        async with _running(_Signals(stopping).run, say_stopping):
+            await _Service(settings, stopping, notifier).run(no_list=no_list, on_ready=on_ready)
     except* _SecondSignalError:
         logger.warning("stopped without waiting for the drain")
 
@@ -136,7 +145,7 @@ def _refuse_unsupported(settings: Settings) -> None:
 class _Service:
     """One signer; its parts are built here and run in `run`."""
 
-    def __init__(self, settings: Settings, stopping: trio.Event) -> None:
+    def __init__(self, settings: Settings, stopping: trio.Event, notifier: Notifier) -> None:
         self._settings = settings
         self._stopping = stopping
         self._tasks = Tasks()
@@ -146,8 +155,10 @@ class _Service:
         self._marks = _build_store(settings, self._metrics)
         self._vaults = _build_vaults(settings, self._tasks)
         self._proxies = _built_in_proxies(settings, self._metrics, self._tasks)
+        self._policies = compile_policies(settings)
+        self._announcer = Announcer(notifier, self._vaults, lambda: self._policies, stopping=stopping)
         self._signing = Signing(
-            policies=compile_policies(settings),
+            policies=self._policies,
             vaults=list(self._vaults.values()),
             marks=self._marks,
             metrics=self._metrics,
@@ -169,11 +180,16 @@ class _Service:
         ):
             for name in self._vaults:
                 logger.info("Initializing vault", vault="nitro", vault_name=name)
-            async with _running(*(vault.run for vault in self._vaults.values())), _running(self._signing.run):
+            async with (
+                _running(self._announcer.run),
+                _running(*(vault.run for vault in self._vaults.values())),
+                _running(self._signing.run),
+            ):
                 keys = self._report_keys(no_list=no_list)
                 limits = self._limits(server.max_body_bytes)
                 async with self._listening(self._signing_api(), server.address, limits, "signing API") as url:
                     self._serving = True
+                    self._announcer.listening()
                     if on_ready is not None:
                         await on_ready(Serving(url, utility_url, keys))
                     await self._stopping.wait()
