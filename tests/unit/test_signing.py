@@ -847,6 +847,26 @@ async def test_a_vault_that_comes_up_in_time_is_waited_for(autojump_clock: trio.
         assert trio.current_time() < 1.1
 
 
+async def test_other_policies_count_at_once_and_a_request_on_its_way_keeps_its_own(
+    autojump_clock: trio.testing.MockClock,
+) -> None:
+    first, second = FakeVault(ED, name="first"), FakeVault(name="second")
+    second.ready, second.patience = False, 2.5
+    found: list[object] = []
+    async with running([first, second], policies={TZ1: policy(vault="second")}) as signing:
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(outcome, signing, block(5), found)
+            await trio.sleep(1)  # it waits for the second vault
+            signing.replace_policies({})
+            assert signing.known_keys() == []
+            with pytest.raises(RefusedError):
+                await ask(signing, block(6))
+        assert isinstance(found[0], UnavailableError), "not by the first vault, which it was never allowed"
+        assert first.asked == 0
+        signing.replace_policies({TZ1: policy(vault="first")})
+        await ask(signing, block(6))
+
+
 async def test_a_bug_in_the_account_of_one_request_ends_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
     def broken(*_: object) -> None:
         raise RuntimeError("a bug")
