@@ -9,7 +9,7 @@ vault has shown a sign of life. WatchdogSec is twice the interval in which we se
 
 - a vault whose link is up must have had a reply within 1.5 intervals, though never less than `LEAST_SILENCE`: its
   probes are that far apart. A link that is stuck is what a restart mends. An enclave that does not answer loses its
-  link after `exchange_timeout`; with a WatchdogSec below that the signer is restarted for it, which is said at start.
+  link after `exchange_timeout`; WatchdogSec should be at least twice that, or the signer is restarted for it.
 - a vault that is known to be away shows life by finishing its attempts to reach it: no restart brings an enclave or
   credentials back. Those may be `LONGEST_ATTEMPT` apart; more, and whoever makes them is stuck.
 """
