@@ -493,7 +493,9 @@ class EnclaveLink:
 
     def _progress(self, line: SessionLine) -> None:
         """*line* came one step further."""
-        use = self._uses[line]
+        use = self._uses.get(line)
+        if use is None:  # its session ended in the very moment in which the reply came
+            return
         if line.was_complete and use.complete_at is None:
             use.complete_at = line.channel.answers
             use.task.running()
