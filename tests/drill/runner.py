@@ -20,7 +20,7 @@ SETTLES = 15.0  # seconds after the last request for connections to be closed
 _REST = 0.3  # seconds without a change: what was to be closed is closed
 _LOOK = 0.02  # seconds between two looks
 _WARM_UP_CHAINS = 0x3A500000
-_WARM_UP = 0.5  # seconds of load without faults: whatever is opened once is open then
+_WARM_UP = 0.3  # seconds of load without faults: whatever is opened once is open then
 
 
 class LeftOutError(Exception):
