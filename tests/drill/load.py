@@ -128,7 +128,7 @@ class Load:
     async def _vanish(self, text: bytes, key: Key, chance: random.Random) -> None:
         try:
             await self.signer.vanish(key.address, text, chance)
-        except (OSError, HttpError, trio.BrokenResourceError) as exc:
+        except (OSError, HttpError) as exc:
             if not self.lost_answers:
                 self.ledger.failed(f"a client could not even ask: {exc!r}, {exc.__cause__!r}")
             await trio.sleep(_AWAY)

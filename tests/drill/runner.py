@@ -13,7 +13,7 @@ from tests.drill.client import HttpSigner
 from tests.drill.ledger import Ledger
 from tests.drill.load import Counts, Load
 from tests.drill.plan import Plan, Rates
-from tests.drill.world import World, open_world, until
+from tests.drill.world import World, open_world
 
 SERVES_AGAIN = 15.0  # seconds after the last fault; without help
 SETTLES = 15.0  # seconds after the last request for connections to be closed
@@ -162,14 +162,15 @@ async def _settled(world: World, ledger: Ledger, before: int, tasks: dict[str, b
     assert world.signer is not None
     if world.signer.poll() is not None:
         return 0  # said already
-    try:
-        await until(lambda: world.descriptors <= before, "descriptors as before", SETTLES)
-    except TimeoutError:
-        ledger.failed(f"{world.descriptors - before} descriptor(s) leaked: {before} before, {world.descriptors} after")
+    await _check_tasks(world, ledger, tasks)
+    with trio.move_on_after(SETTLES) as limit:
+        while (after := world.descriptors) > before:
+            await trio.sleep(_LOOK)
+    if limit.cancelled_caught:
+        ledger.failed(f"{after - before} descriptor(s) leaked: {before} before, {after} after")
     if world.children:
         ledger.failed(f"child process(es) left over: {', '.join(world.children)}")
-    await _check_tasks(world, ledger, tasks)
-    return world.descriptors
+    return after
 
 
 async def _check_tasks(world: World, ledger: Ledger, before: dict[str, bool]) -> None:
