@@ -105,11 +105,11 @@ class Epoch(Generic[C, L]):
         self.number = number
         self.life = life
         self.lines: list[Line[C, L]] = []
-        self.joined = 0  # lines that it ever had
+        self._over = False
 
     def is_over(self) -> bool:
-        """Whether it had lines and has lost them all."""
-        return self.joined > 0 and not self.lines
+        """Whether it had lost all lines that it had: its sessions end then, and one that is late changes nothing."""
+        return self._over
 
     @property
     def keys(self) -> set[PublicKeyHash]:
@@ -157,13 +157,13 @@ class Epochs(Generic[C, L]):
         line = Line(epoch, channel, [*self._blobs[start:], *self._blobs[:start]])
         line.was_complete = not self._blobs
         epoch.lines.append(line)
-        epoch.joined += 1
         return line
 
     def leave(self, line: Line[C, L]) -> None:
         """The connection of *line* has ended."""
         if line in line.epoch.lines:
             line.epoch.lines.remove(line)
+            line.epoch._over = line.epoch._over or not line.epoch.lines
         if self._turn is line:
             self._turn = None
 

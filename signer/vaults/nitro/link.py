@@ -254,7 +254,9 @@ class EnclaveLink:
     async def _keep_epoch(self) -> None:
         """Find the enclave, and begin an epoch for each life of it that differs from the one before."""
         task = None if self._locator.fixed else self._tasks.add(f"vault {self._name} discovery")
+        lost = _Outage()
         while True:
+            pause = float("inf")
             if self._credentials is not None:
                 try:
                     place = await self._locator.locate()
@@ -262,11 +264,13 @@ class EnclaveLink:
                     if task is not None:
                         task.failing(str(exc))
                     self._failed(str(exc))
+                    pause = lost.pause(LOCATING)
                 else:
                     if task is not None:
                         task.running()
+                    lost.over()
                     self._found(Life(place, self._credentials))
-            await self._until_worth_a_look()
+            await self._until_worth_a_look(pause)
 
     def _found(self, life: Life) -> None:
         """The enclave is there: the newest epoch may dial it, or a new one begins."""
@@ -286,18 +290,19 @@ class EnclaveLink:
         self._located = trio.Event()
         self.notify()
 
-    async def _until_worth_a_look(self) -> None:
-        """Return when something broke or changed, or after a pause while the newest epoch has no session."""
-        newest = self.epochs.newest
-        if self._credentials is None or (newest is not None and newest.lines):
-            pause = float("inf")
-            if not self._locator.fixed:
-                await trio.sleep(LOCATING.shortest)  # while something answers, no more than ten questions a second
-        else:
-            pause = self._outage.pause(CONNECTING if self._locator.fixed else LOCATING)
+    async def _until_worth_a_look(self, pause: float) -> None:
+        """Return when something broke or changed, but after *pause* at the latest, or while nothing answers sooner."""
+        began, newest = trio.current_time(), self.epochs.newest
+        pace = CONNECTING if self._locator.fixed else LOCATING
+        if self._credentials is not None and (newest is None or newest.is_over() or not newest.lines):
+            pause = min(pause, self._outage.pause(pace))
+        elif not self._locator.fixed:
+            await trio.sleep(LOCATING.shortest)  # while something answers, no more than ten questions a second
         with trio.move_on_after(pause):
             await self._look.wait()
         self._look = trio.Event()
+        if self._outage.lasts:  # what broke was of no use yet: then it breaks again at once, and so on
+            await trio.sleep_until(began + self._outage.pause(pace))
 
     async def _retry_refused(self) -> None:
         """Blobs that could not be opened are tried again: KMS may have been away."""

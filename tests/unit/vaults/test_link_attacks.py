@@ -10,13 +10,16 @@ import pytest
 import trio
 import trio.testing
 
+from signer.errors import SignerError
+from signer.observe.tasks import Tasks
 from signer.rpc.frames import encode_frame
 from signer.rpc.messages import Imported, encode_reply
 from signer.vaults.nitro import credentials as credentials_module
 from signer.vaults.nitro.credentials import MAX_LOOKUPS, Credentials, CredentialsError
+from signer.vaults.nitro.discovery import Place
 from signer.vaults.nitro.storage import FileStorage, StorageError
-from tests.unit.vaults.fake import FakeEnclave, running, signs, until
-from tests.unit.vaults.test_link import stored
+from tests.unit.vaults.fake import FakeEnclave, FakeLocator, running, signs, until
+from tests.unit.vaults.test_link import Provider, complete, stored
 
 
 @pytest.fixture
@@ -27,6 +30,25 @@ def path(tmp_path: Path) -> Path:
 @pytest.fixture
 def enclave(nursery: trio.Nursery) -> FakeEnclave:
     return FakeEnclave(nursery)
+
+
+class Wrapped(trio.abc.Stream):
+    """Another stream, for tests that change something about it."""
+
+    def __init__(self, inner: trio.abc.Stream) -> None:
+        self._inner = inner
+
+    async def send_all(self, data: bytes | bytearray | memoryview) -> None:
+        await self._inner.send_all(data)
+
+    async def wait_send_all_might_not_block(self) -> None:
+        await self._inner.wait_send_all_might_not_block()
+
+    async def receive_some(self, max_bytes: int | None = None) -> bytes | bytearray:
+        return await self._inner.receive_some(max_bytes)
+
+    async def aclose(self) -> None:
+        await self._inner.aclose()
 
 
 class LastWords(trio.abc.Stream):
@@ -79,6 +101,104 @@ async def test_an_import_answered_in_the_moment_in_which_the_connection_breaks(
     async with running(path, enclave, connect=connect) as vault:
         await until(lambda: broken == 30 and vault.ready)
         assert await signs(vault, pkh)
+
+
+# -- looking for the enclave
+
+
+class SlowLocator(FakeLocator):
+    """As slow as nitro-cli."""
+
+    async def locate(self) -> Place:
+        await trio.sleep(0.3)
+        return await super().locate()
+
+
+@pytest.mark.parametrize("fixed", [True, False])
+@pytest.mark.parametrize("replies", [1, 2])
+async def test_sessions_that_end_at_once_are_not_rebuilt_in_a_busy_loop(
+    path: Path, enclave: FakeEnclave, autojump_clock: trio.testing.MockClock, fixed: bool, replies: int
+) -> None:
+    """An enclave that initializes, maybe imports, and closes: each such end is news, and no reason to hurry."""
+    (pkh,) = await stored(path, enclave)
+    provider, locator, dials, closing = Provider(), FakeLocator(fixed=fixed), 0, True
+
+    async def connect(address: object) -> trio.abc.Stream:
+        nonlocal dials
+        dials += 1
+        assert dials < 1000
+        return Closing(await enclave.connect(address), replies) if closing else await enclave.connect(address)
+
+    async with running(path, enclave, sessions=2, connect=connect, locator=locator, provider=provider) as vault:
+        await trio.sleep(20)
+        assert 20 < dials < 400
+        assert locator.asked < 200
+        assert provider.asked < 200
+        closing = False
+        await trio.sleep(2)
+        assert await signs(vault, pkh)
+
+
+class Closing(Wrapped):
+    """Ends after a number of replies."""
+
+    def __init__(self, inner: trio.abc.Stream, replies: int) -> None:
+        super().__init__(inner)
+        self._replies = replies
+
+    async def receive_some(self, max_bytes: int | None = None) -> bytes | bytearray:
+        if not self._replies:
+            await trio.lowlevel.checkpoint()
+            return b""
+        self._replies -= 1
+        return await super().receive_some(max_bytes)
+
+
+async def test_a_session_that_comes_when_its_epoch_is_over(
+    path: Path, enclave: FakeEnclave, autojump_clock: trio.testing.MockClock
+) -> None:
+    """The second session breaks while the first is on its way back: one of them was never rebuilt."""
+    (pkh,) = await stored(path, enclave)
+    dial = 0.0
+
+    async def connect(address: object) -> trio.abc.Stream:
+        await trio.sleep(dial)
+        return await enclave.connect(address)
+
+    locator = SlowLocator(fixed=False)
+    async with running(path, enclave, sessions=2, connect=connect, locator=locator) as vault:
+        await complete(vault)
+        dial = 0.2
+        enclave.kill_one()
+        await trio.sleep(0.1)
+        enclave.kill_one()
+        await trio.sleep(5)
+        assert enclave.serving == 2
+        locator.faults = [SignerError("nitro-cli is away")] * 10
+        dial = 2.0
+        enclave.kill_one()
+        await trio.sleep(1)
+        enclave.kill_one()
+        await trio.sleep(60)
+        assert enclave.serving == 2, "nor if the enclave is not found at first"
+        assert await signs(vault, pkh)
+
+
+async def test_new_credentials_are_used_though_the_enclave_is_not_found_at_first(
+    path: Path, enclave: FakeEnclave, autojump_clock: trio.testing.MockClock
+) -> None:
+    await stored(path, enclave)
+    provider, tasks, locator = Provider(), Tasks(), FakeLocator(fixed=False)
+    async with running(path, enclave, provider=provider, locator=locator, tasks=tasks) as vault:
+        await complete(vault, 1)
+        connections = enclave.connections
+        locator.faults = [SignerError("nitro-cli is away")] * 3
+        provider.current = Credentials("second", "secret", "token", "r")
+        await vault.reload()
+        await trio.sleep(1)
+        assert not locator.faults
+        assert enclave.connections == connections + 1
+        assert tasks.all()["vault n discovery"].state == "running", "nor does a fault that is over stay in sight"
 
 
 # -- the key file
