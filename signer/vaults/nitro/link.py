@@ -559,7 +559,7 @@ class EnclaveLink:
                 continue
             await question.wait(min(deadline, trio.current_time() + STALLED_AFTER))
             for line, slot in question.take_finished():
-                answer = await self._judge(question, line, slot, key, accept)
+                answer = await self._judge(question, line, slot, key, accept, deadline)
                 if answer is not None:
                     return answer
             if trio.current_time() >= deadline:
@@ -579,7 +579,13 @@ class EnclaveLink:
             raise VaultError(f"(Nitro): {exc}") from exc
 
     async def _judge(
-        self, question: "_Question", line: SessionLine, slot: Slot, key: PublicKeyHash, accept: Accept
+        self,
+        question: "_Question",
+        line: SessionLine,
+        slot: Slot,
+        key: PublicKeyHash,
+        accept: Accept,
+        deadline: float,
     ) -> Result:
         """The result of *slot* if it is the answer, None if another session has to be asked."""
         try:
@@ -589,7 +595,8 @@ class EnclaveLink:
             await trio.lowlevel.checkpoint()  # the link notices the loss in its own task
             return None
         except RemoteError as exc:
-            doubt: SignerError = VaultError(f"(Nitro): RPC Error: {exc}")
+            question.failure = f"RPC Error: {exc}"
+            doubt: SignerError = VaultError(f"(Nitro): {question.failure}")
         else:
             if await accept(result):
                 return result
@@ -597,7 +604,11 @@ class EnclaveLink:
         # It may be the reply to another call. A line that is in step after all said what it wanted to say, but even
         # then two replies may have changed places: only one that says it again is believed.
         question.doubted.add(line)
-        if await self._in_step(line, key, line.handles.get(key, 0)):
+        in_step, handle = False, line.handles.get(key)
+        if handle is not None:  # else the key was taken out meanwhile
+            with trio.move_on_at(min(deadline, trio.current_time() + STALLED_AFTER)):  # others may answer sooner
+                in_step = await self._in_step(line, key, handle)
+        if in_step:
             question.doubts += 1
             if question.doubts >= MAX_DOUBTS:
                 raise doubt

@@ -13,12 +13,13 @@ import trio.testing
 from signer.errors import SignerError
 from signer.observe.tasks import Tasks
 from signer.rpc.frames import encode_frame
-from signer.rpc.messages import Imported, encode_reply
+from signer.rpc.messages import Imported, encode_error, encode_reply
+from signer.vaults.interface import VaultUnavailableError
 from signer.vaults.nitro import credentials as credentials_module
 from signer.vaults.nitro.credentials import MAX_LOOKUPS, Credentials, CredentialsError
 from signer.vaults.nitro.discovery import Place
 from signer.vaults.nitro.storage import FileStorage, StorageError
-from tests.unit.vaults.fake import FakeEnclave, FakeLocator, running, signs, until
+from tests.unit.vaults.fake import FakeEnclave, FakeLocator, honest, running, sign, signs, until
 from tests.unit.vaults.test_link import Provider, complete, stored
 
 
@@ -199,6 +200,57 @@ async def test_new_credentials_are_used_though_the_enclave_is_not_found_at_first
         assert not locator.faults
         assert enclave.connections == connections + 1
         assert tasks.all()["vault n discovery"].state == "running", "nor does a fault that is over stay in sight"
+
+
+# -- the patience of callers
+
+
+@pytest.mark.parametrize("sessions", [1, 2])
+async def test_an_error_followed_by_silence_keeps_nobody_beyond_the_patience(
+    path: Path, enclave: FakeEnclave, autojump_clock: trio.testing.MockClock, sessions: int
+) -> None:
+    """Whether a session is in step is asked of the enclave too, which may not answer."""
+    (pkh,) = await stored(path, enclave)
+    replies = 0
+
+    async def one_error(frame: bytes) -> bytes:
+        nonlocal replies
+        replies += 1
+        if replies > 1:
+            await trio.sleep_forever()
+        await trio.lowlevel.checkpoint()
+        return encode_frame(encode_error("signer error", "busy"))
+
+    async with running(path, enclave, sessions=sessions, wait=2.5) as vault:
+        await complete(vault, sessions)
+        enclave.tamper = one_error
+        began = trio.current_time()
+        with pytest.raises(VaultUnavailableError, match="try again: RPC Error: signer error: busy"):
+            await sign(vault, pkh)
+        assert trio.current_time() - began == pytest.approx(2.5)
+
+
+async def test_an_error_followed_by_silence_is_made_good_by_another_session(
+    path: Path, enclave: FakeEnclave, autojump_clock: trio.testing.MockClock
+) -> None:
+    (pkh,) = await stored(path, enclave)
+
+    async def silence(frame: bytes) -> bytes:
+        enclave.tamper = honest
+        await trio.sleep_forever()
+        return frame
+
+    async def one_error(_frame: bytes) -> bytes:
+        enclave.tamper = silence
+        await trio.lowlevel.checkpoint()
+        return encode_frame(encode_error("signer error", "busy"))
+
+    async with running(path, enclave, sessions=2, wait=2.5) as vault:
+        await complete(vault)
+        enclave.tamper = one_error
+        began = trio.current_time()
+        assert await signs(vault, pkh)
+        assert trio.current_time() - began < 0.5
 
 
 # -- the key file
