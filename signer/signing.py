@@ -226,13 +226,12 @@ class Signing:
         return away
 
     async def _lookup(self, pkh: PublicKeyHash, policy: KeyPolicy | None) -> tuple[Vault, VaultKey]:
-        found = self._find(pkh, policy)
+        began, found = trio.current_time(), self._find(pkh, policy)
         if found is None:
-            for vault in self._permitted_vaults(policy):  # a key that another process has just stored
-                await vault.refresh()
-            found = self._find(pkh, policy)
-        if found is None and policy is not None:
-            await self._wait_for_vaults(pkh, policy)
+            async with trio.open_nursery() as nursery:
+                for vault in self._permitted_vaults(policy):
+                    deadline = began + vault.patience
+                    nursery.start_soon(self._wait_for_vault, vault, pkh, policy, deadline, nursery.cancel_scope)
             found = self._find(pkh, policy)
         if found is not None:
             return found
@@ -243,11 +242,24 @@ class Signing:
             raise UnavailableError(f"no vault can use {pkh} now ({'; '.join(reasons)})")
         raise KeyNotFoundError("; ".join(["this key not found in any vault", *_skipped(pkh, states)]))
 
-    async def _wait_for_vaults(self, pkh: PublicKeyHash, policy: KeyPolicy) -> None:
-        """Give vaults that are away, or still load, their time: one of them may have the key."""
-        async with trio.open_nursery() as nursery:
-            for vault in self._permitted_vaults(policy):
-                nursery.start_soon(vault.wait_for, pkh, trio.current_time() + vault.patience)
+    async def _wait_for_vault(
+        self,
+        vault: Vault,
+        pkh: PublicKeyHash,
+        policy: KeyPolicy | None,
+        deadline: float,
+        waiting: trio.CancelScope,
+    ) -> None:
+        """Give *vault* until *deadline*: another process may have stored the key just now; it may be away, or load.
+
+        Ends *waiting* as soon as the key is known: the other vaults need not be waited for.
+        """
+        with trio.move_on_at(deadline):
+            await vault.refresh()
+            if self._find(pkh, policy) is None and policy is not None:
+                await vault.wait_for(pkh, deadline)
+        if self._find(pkh, policy) is not None:
+            waiting.cancel()
 
     # -- the flight
 
