@@ -340,7 +340,9 @@ class EnclaveLink:
         with trio.move_on_after(self._timeouts.exchange):
             for line in tuple(epoch.lines):
                 await line.channel.wait_idle()
-        if epoch in self.epochs.epochs:
+        if epoch not in self.epochs.superseded():  # over by now; or what took its place is gone, and it is needed again
+            self._draining.discard(epoch)
+        else:
             self.epochs.retire(epoch)
             self._scopes[epoch].cancel(reason="superseded")
 
