@@ -399,6 +399,7 @@ class EnclaveLink:
                 nursery.start_soon(self._probe, line)
                 try:
                     await session.ended.wait()
+                    self._blame(line)
                 finally:
                     self.epochs.leave(line)
                     del self._uses[line]
@@ -489,6 +490,17 @@ class EnclaveLink:
 
     def _refuse(self, line: SessionLine, stored: StoredKey, why: str) -> None:
         self.epochs.refuse(line, stored, why)
+        self._tell_skipped(stored, why)
+
+    def _blame(self, line: SessionLine) -> None:
+        """*line* was lost: if a blob was what the enclave did not come back from, the other keys go first now."""
+        overdue = line.channel.overdue
+        if isinstance(overdue, Import):
+            why = f"{line.channel.failure} when it was to open the blob"
+            for stored in self.epochs.suspect(line, overdue.blob, why):
+                self._tell_skipped(stored, why)
+
+    def _tell_skipped(self, stored: StoredKey, why: str) -> None:
         if self.epochs.skipped().get(stored.public_key_hash) == why != self._told.get(stored.public_key_hash):
             self._told[stored.public_key_hash] = why
             logger.error(

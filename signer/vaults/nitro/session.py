@@ -65,6 +65,7 @@ class Session:
         self._wake_writer = trio.Event()
         self._limit = trio.CancelScope()  # its deadline is that of the next reply
         self._failure: str | None = None
+        self.overdue: Call | None = None  # whose reply did not come in time, and ended the connection by that
         self.ended = trio.Event()  # set when the connection is of no use any more
         self._idle: trio.Event | None = None  # of those who wait for the end of all calls
 
@@ -97,6 +98,8 @@ class Session:
                     reason = await self._read()
                     nursery.cancel_scope.cancel(reason=reason)
             if self._limit.cancelled_caught:
+                if self._failure is None and self._slots:
+                    self.overdue = self._slots[0].call
                 reason = self._failure or f"the enclave did not answer within {self._timeout:g} s"
         finally:
             self._end(reason)

@@ -10,6 +10,7 @@ import pytest
 import trio
 import trio.testing
 
+from signer.enclave.session import Session as EnclaveSession
 from signer.errors import SignerError
 from signer.observe.tasks import Tasks
 from signer.rpc.frames import encode_frame
@@ -20,7 +21,7 @@ from signer.vaults.nitro.credentials import MAX_LOOKUPS, Credentials, Credential
 from signer.vaults.nitro.discovery import Place
 from signer.vaults.nitro.storage import FileStorage, StorageError
 from tests.unit.vaults.fake import FakeEnclave, FakeLocator, honest, running, sign, signs, until
-from tests.unit.vaults.test_link import Provider, complete, stored
+from tests.unit.vaults.test_link import NEW, Provider, Swallow, World, complete, stored
 
 
 @pytest.fixture
@@ -31,6 +32,11 @@ def path(tmp_path: Path) -> Path:
 @pytest.fixture
 def enclave(nursery: trio.Nursery) -> FakeEnclave:
     return FakeEnclave(nursery)
+
+
+@pytest.fixture
+def world(nursery: trio.Nursery) -> World:
+    return World(nursery)
 
 
 class Wrapped(trio.abc.Stream):
@@ -202,6 +208,86 @@ async def test_new_credentials_are_used_though_the_enclave_is_not_found_at_first
         assert tasks.all()["vault n discovery"].state == "running", "nor does a fault that is over stay in sight"
 
 
+async def test_an_old_enclave_is_kept_if_the_new_one_dies_while_it_drains(
+    path: Path, world: World, autojump_clock: trio.testing.MockClock
+) -> None:
+    """It was not needed any more when its drain began; when its last reply was late, it was the only one left."""
+    (pkh,) = await stored(path, world.old)
+    swallow = world.old.tamper = Swallow()
+    async with running(path, world.old, connect=world.connect, locator=world.locator, sessions=2) as vault:
+        await complete(vault)
+        swallow.on = True
+        assert await signs(vault, pkh), "one session owes a reply now"
+        world.locator.place = NEW
+        vault._link._look.set()
+        await until(lambda: world.new.serving == 2)
+        await trio.sleep(2)
+        assert world.old.serving == 2, "it drains"
+        world.new.up = False
+        world.new.kill()
+        await trio.sleep(30)
+        swallow.gate.set()
+        assert await signs(vault, pkh)
+        world.new.up = True
+        await trio.sleep(30)
+        assert (world.old.serving, world.new.serving) == (0, 2)
+        assert await signs(vault, pkh)
+
+
+# -- blobs
+
+
+class Opening:
+    """Enclave sessions in which opening one blob hangs, as a call to KMS may, while *on*."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch, blob: bytes) -> None:
+        self.on = True
+        answer = EnclaveSession.answer
+
+        async def hang(session: EnclaveSession, payload: bytes) -> bytes:
+            if self.on and blob in payload:
+                await trio.Event().wait()
+            return await answer(session, payload)
+
+        monkeypatch.setattr(EnclaveSession, "answer", hang)
+
+
+async def test_a_blob_that_hangs_stops_no_other_key(
+    path: Path, enclave: FakeEnclave, autojump_clock: trio.testing.MockClock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """All sessions hung with it, one reply timeout after the other: no key could sign."""
+    keys = await stored(path, enclave, 10)
+    opening = Opening(monkeypatch, FileStorage(path).load()[3].blob)
+    async with running(path, enclave, sessions=2, wait=2.5) as vault:
+        good = [key for key in keys if key is not keys[3]]
+        await trio.sleep(20)
+        for round_ in range(100):
+            await trio.sleep(1)
+            assert await signs(vault, good[round_ % 9])
+        with pytest.raises(VaultUnavailableError, match="did not answer within 10 s"):
+            await sign(vault, keys[3])
+        opening.on = False
+        await trio.sleep(130)
+        assert await signs(vault, keys[3]), "it is tried again"
+        assert not vault.health().skipped
+
+
+async def test_when_every_blob_hangs_they_come_back_at_once(
+    path: Path, enclave: FakeEnclave, autojump_clock: trio.testing.MockClock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Then it is KMS that hangs: no blob is to blame."""
+    keys = await stored(path, enclave, 5)
+    opening = Opening(monkeypatch, b"Import")
+    async with running(path, enclave, sessions=2) as vault:
+        await trio.sleep(300)
+        assert not vault.health().ready
+        assert not vault.health().skipped
+        opening.on = False
+        await trio.sleep(12)
+        for key in keys:
+            assert await signs(vault, key)
+
+
 # -- the patience of callers
 
 
@@ -237,7 +323,7 @@ async def test_an_error_followed_by_silence_is_made_good_by_another_session(
 
     async def silence(frame: bytes) -> bytes:
         enclave.tamper = honest
-        await trio.sleep_forever()
+        await trio.Event().wait()
         return frame
 
     async def one_error(_frame: bytes) -> bytes:
