@@ -230,7 +230,7 @@ async def test_an_old_enclave_is_kept_if_the_new_one_dies_while_it_drains(
         assert await signs(vault, pkh)
         world.new.up = True
         await trio.sleep(30)
-        assert (world.old.serving, world.new.serving) == (0, 2)
+        await until(lambda: (world.old.serving, world.new.serving) == (0, 2))
         assert await signs(vault, pkh)
 
 
