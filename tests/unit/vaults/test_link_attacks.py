@@ -288,6 +288,28 @@ async def test_when_every_blob_hangs_they_come_back_at_once(
             assert await signs(vault, key)
 
 
+async def test_every_key_signs_in_time_while_the_others_are_opened_slowly(
+    path: Path, enclave: FakeEnclave, autojump_clock: trio.testing.MockClock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """40 keys at 0.3 s each: a key that is asked for comes first, and little is on the wire before it."""
+    keys = await stored(path, enclave, 40)
+    answer = EnclaveSession.answer
+
+    async def slow(session: EnclaveSession, payload: bytes) -> bytes:
+        if payload[2:].startswith(b"Import"):
+            await trio.sleep(0.3)
+        return await answer(session, payload)
+
+    async with running(path, enclave, sessions=2, wait=2.5) as vault:
+        monkeypatch.setattr(EnclaveSession, "answer", slow)
+        enclave.kill()
+        await trio.sleep(0.1)
+        for key in reversed(keys):
+            began = trio.current_time()
+            assert await signs(vault, key)
+            assert trio.current_time() - began < 1.6
+
+
 # -- the patience of callers
 
 
