@@ -382,7 +382,8 @@ class EnclaveLink:
                 f"(Nitro): dial {epoch.life.place.address}: connection lost: {exc.__cause__ or type(exc).__name__}"
             )
         else:
-            return await self._serve(epoch, Session(stream, timeout=self._timeouts.exchange), task)
+            session = Session(stream, timeout=self._timeouts.exchange, secrets=epoch.life.credentials.secrets)
+            return await self._serve(epoch, session, task)
         self._failed(failure)
         return failure, False
 

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 import trio
 import trio.testing
+from structlog.testing import capture_logs
 
 from signer.enclave.session import Session as EnclaveSession
 from signer.errors import SignerError
@@ -434,3 +435,28 @@ async def test_lookups_that_hang_leave_threads_for_others(monkeypatch: pytest.Mo
     finally:
         release.set()
     assert await resolve() == Credentials("a", "b", None, "r")
+
+
+@pytest.mark.parametrize("call", ["Initialize", "Import", "Sign"])
+async def test_an_enclave_that_quotes_the_credentials_in_its_errors(
+    path: Path, enclave: FakeEnclave, monkeypatch: pytest.MonkeyPatch, call: str
+) -> None:
+    """KMS quotes the session token in what it says of a wrong signature, a decoder what it could not decode."""
+    (pkh,) = await stored(path, enclave)
+    answer, provider, tasks = EnclaveSession.answer, Provider(), Tasks()
+    provider.current = Credentials("A", "never-shown", "nor-this", "r")
+
+    async def quote(session: EnclaveSession, payload: bytes) -> bytes:
+        if payload[2:].startswith(call.encode()):
+            return encode_error("encryption error", "SDK error", "x-amz-security-token:nor-this, not 'never-shown'")
+        return await answer(session, payload)
+
+    monkeypatch.setattr(EnclaveSession, "answer", quote)
+    with capture_logs() as logs:
+        async with running(path, enclave, provider=provider, tasks=tasks, wait=0.2) as vault:
+            with pytest.raises(SignerError) as caught:
+                await sign(vault, pkh)
+            said = f"{caught.value!r} {vault.health()} {logs} {[task.fault for task in tasks.all().values()]}"
+    assert "x-amz-security-token:(secret), not '(secret)'" in said
+    assert "never-shown" not in said
+    assert "nor-this" not in said
