@@ -253,6 +253,35 @@ def test_a_blob_that_was_not_answered_is_tried_last_and_by_one_line_at_a_time() 
     assert epochs.take(epochs.join(epoch, FakeChannel()), [str(KEYS[1])]) == BLOBS[1], "it is beyond suspicion"
 
 
+def test_what_the_key_file_has_no_more_is_not_served() -> None:
+    epochs: Epochs[FakeChannel, str] = Epochs()
+    epochs.list_blobs(BLOBS[:2])
+    line = epochs.join(epochs.begin("life"), FakeChannel())
+    assert epochs.take(line) == BLOBS[0]
+    epochs.list_blobs(BLOBS[1:2])
+    assert not epochs.serve(line, BLOBS[0], KEYS[0], 0)
+    assert epochs.route(KEYS[0]) is None
+
+
+def test_two_lines_begin_at_two_places_of_the_file() -> None:
+    epochs: Epochs[FakeChannel, str] = Epochs()
+    epochs.list_blobs(BLOBS[:2])
+    epoch = epochs.begin("life")
+    lines = [epochs.join(epoch, FakeChannel()) for _ in range(2)]
+    assert [epochs.take(line) for line in lines] == BLOBS[:2]
+
+
+def test_the_turn_of_a_line_that_is_dead_passes_before_it_is_told() -> None:
+    epochs: Epochs[FakeChannel, str] = Epochs()
+    epoch = epochs.begin("life")
+    first, second = (epochs.join(epoch, FakeChannel()) for _ in range(2))
+    epochs.list_blobs(BLOBS[:2])
+    assert epochs.take(first) == BLOBS[0]
+    assert epochs.take(second) is None, "both were complete: one after the other"
+    first.channel.alive = False
+    assert epochs.take(second) == BLOBS[0]
+
+
 def test_a_newer_epoch_that_has_just_died_supersedes_nothing() -> None:
     machine = EpochsMachine()
     machine.start(BLOBS[:1])
