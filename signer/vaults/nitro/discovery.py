@@ -26,6 +26,7 @@ logger = structlog.get_logger(__name__)
 
 COMMAND = "nitro-cli"
 TIMEOUT = 10.0  # seconds; the command itself waits up to 3 s for each silent enclave process
+KILL_TIMEOUT = 1.0  # seconds
 MAX_OUTPUT = 1024 * 1024  # bytes
 
 
@@ -182,10 +183,10 @@ async def _collect(stream: trio.abc.ReceiveStream, into: bytearray) -> None:
 
 
 async def _end(process: trio.Process) -> None:
-    """End the command and what it started, at once; nothing of it stays, not even as a zombie."""
+    """End the command and what it started, at once; nothing that can be ended stays, not even as a zombie."""
     with suppress(ProcessLookupError, PermissionError):
         os.killpg(process.pid, signal.SIGKILL)
-    with trio.CancelScope(shield=True):
+    with trio.move_on_after(KILL_TIMEOUT, shield=True):  # one that is stuck in the kernel must not hold up the signer
         await process.wait()
 
 

@@ -2,9 +2,11 @@
 
 import json
 import os
+import signal
 import threading
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
+from typing import Any
 
 import pytest
 import trio
@@ -18,6 +20,7 @@ from signer.rpc.frames import encode_frame
 from signer.rpc.messages import Imported, encode_error, encode_reply
 from signer.vaults.interface import VaultUnavailableError
 from signer.vaults.nitro import credentials as credentials_module
+from signer.vaults.nitro import discovery
 from signer.vaults.nitro.credentials import MAX_LOOKUPS, Credentials, CredentialsError
 from signer.vaults.nitro.discovery import Place
 from signer.vaults.nitro.storage import FileStorage, StorageError
@@ -360,6 +363,37 @@ async def test_an_error_followed_by_silence_is_made_good_by_another_session(
         began = trio.current_time()
         assert await signs(vault, pkh)
         assert trio.current_time() - began < 0.5
+
+
+# -- nitro-cli
+
+
+async def test_a_command_that_cannot_be_ended_holds_up_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Stuck in the kernel, or not ours to end: neither the search nor the shutdown waits for it."""
+    program = tmp_path / "nitro-cli"
+    program.write_text("#!/bin/sh\nexec sleep 1000\n")
+    program.chmod(0o755)
+    kill, open_process = os.killpg, trio.lowlevel.open_process
+    processes: list[trio.Process] = []
+
+    async def opened(*arguments: Any, **options: Any) -> trio.Process:
+        processes.append(await open_process(*arguments, **options))
+        return processes[-1]
+
+    def refuse(_group: int, _number: int) -> None:
+        raise PermissionError
+
+    monkeypatch.setattr(trio.lowlevel, "open_process", opened)
+    monkeypatch.setattr("os.killpg", refuse)
+    monkeypatch.setattr(discovery, "TIMEOUT", 0.05)
+    monkeypatch.setattr(discovery, "KILL_TIMEOUT", 0.05)
+    try:
+        with trio.fail_after(5), pytest.raises(discovery.DiscoveryError, match="gave no answer"):
+            await discovery._run(str(program))
+    finally:
+        (process,) = processes
+        kill(process.pid, signal.SIGKILL)
+        await process.wait()
 
 
 # -- the key file
