@@ -232,19 +232,25 @@ class Epochs(Generic[C, L]):
                 self._pass_turn(other)
         return found
 
-    def retry(self, *, asked_for: bool = False) -> bool:
+    def retry(self, *, asked_for: bool = False, alone: bool = False) -> bool:
         """Let refused blobs be tried again; returns whether there are any to try.
 
-        Unless somebody *asked for* it, only over a line that nobody would miss while its imports hang.
+        Unless somebody *asked for* it, only over a line that nobody would miss while its imports hang. Where there is
+        one line by design, it is *alone*: what was answered with an error is tried over that one, for it would never
+        be otherwise; what was not answered at all is not.
         """
         found = False
         if asked_for:
             self._suspects = {}
         for line in self.lines():
-            if line.refused and line.complete and (asked_for or not line.handles or self._others_serve(line)):
-                line._waiting.extend(line.refused)
-                line.refused = {}
-                found = True
+            if not line.complete:
+                continue
+            free = asked_for or not line.handles or self._others_serve(line)
+            again = [stored for stored in line.refused if free or (alone and stored not in self._suspects)]
+            line._waiting.extend(again)
+            for stored in again:
+                del line.refused[stored]
+            found = found or bool(again)
         return found
 
     # -- what follows from it

@@ -309,7 +309,7 @@ class EnclaveLink:
         outage = _Outage()
         while True:
             await trio.sleep(outage.pause(RETRY_REFUSED))
-            if self.epochs.retry():
+            if self.epochs.retry(alone=self._sessions == 1):
                 self.notify()
             else:
                 outage.over()

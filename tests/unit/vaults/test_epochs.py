@@ -161,9 +161,9 @@ class EpochsMachine(RuleBasedStateMachine):
         for model in self.models.values():
             model.handles.pop(key, None)
 
-    @rule(asked_for=st.booleans())
-    def retry(self, asked_for: bool) -> None:
-        self.epochs.retry(asked_for=asked_for)
+    @rule(asked_for=st.booleans(), alone=st.booleans())
+    def retry(self, asked_for: bool, alone: bool) -> None:
+        self.epochs.retry(asked_for=asked_for, alone=alone)
 
     @rule()
     def sweep(self) -> None:

@@ -276,6 +276,26 @@ async def test_a_blob_that_hangs_stops_no_other_key(
         assert not vault.health().skipped
 
 
+async def test_a_blob_that_was_refused_comes_back_over_the_only_session(
+    path: Path, enclave: FakeEnclave, autojump_clock: trio.testing.MockClock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """KMS throttled one call at the start; with `sessions: 1` nobody ever asked again."""
+    first, second = await stored(path, enclave, 2)
+    blob, answer, throttled = FileStorage(path).load()[1].blob, EnclaveSession.answer, True
+
+    async def throttle(session: EnclaveSession, payload: bytes) -> bytes:
+        if throttled and blob in payload:
+            return encode_error("encryption error", "throttled")
+        return await answer(session, payload)
+
+    monkeypatch.setattr(EnclaveSession, "answer", throttle)
+    async with running(path, enclave) as vault:
+        assert await signs(vault, first)
+        throttled = False
+        await trio.sleep(10)
+        assert await signs(vault, second)
+
+
 async def test_when_every_blob_hangs_they_come_back_at_once(
     path: Path, enclave: FakeEnclave, autojump_clock: trio.testing.MockClock, monkeypatch: pytest.MonkeyPatch
 ) -> None:
