@@ -214,7 +214,7 @@ async def test_a_command_that_cannot_be_killed_holds_nobody(
     """As one that the kernel holds fast in a call to the device."""
     nitro_cli.hang()
     monkeypatch.setattr(discovery, "TIMEOUT", 0.5)
-    monkeypatch.setattr(discovery, "END_TIMEOUT", 0.1)
+    monkeypatch.setattr(discovery, "KILL_TIMEOUT", 0.1)
     open_process, opened = trio.lowlevel.open_process, []
 
     async def open_and_note(*arguments: Any, **options: Any) -> trio.Process:
