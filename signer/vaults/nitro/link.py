@@ -58,6 +58,7 @@ RETRY_REFUSED = Pace(shortest=5.0, longest=60.0)  # blobs that KMS would not ope
 IMPORTS_ON_THE_WIRE = 2  # a session: one being opened, and one on its way; a signature waits for no more than these
 PROBE_INTERVAL = 2.0  # seconds of silence after which a session is asked for a sign of life
 PROOF = 5  # replies after the last import that make a session one that works: its end is no failure of the next one
+PROOF_TIME = 2.0  # seconds that do the same
 MAX_DOUBTS = 3  # errors, or signatures that do not verify, before a request gives up
 
 Connect = Callable[[Address], Awaitable[trio.abc.Stream]]
@@ -91,6 +92,13 @@ class _Use:
 
     task: Task
     complete_at: int | None = None  # replies that it had given when it first had every key
+    complete_since: float = 0.0  # Trio's clock
+
+    def proved(self, session: Session) -> bool:
+        """Whether it was of use: an enclave that dies right after its imports, again and again, is not."""
+        if self.complete_at is None:
+            return False
+        return session.answers >= self.complete_at + PROOF or trio.current_time() >= self.complete_since + PROOF_TIME
 
 
 class _Outage:
@@ -404,7 +412,7 @@ class EnclaveLink:
                 finally:
                     self.epochs.leave(line)
                     del self._uses[line]
-                proved = use.complete_at is not None and session.answers >= use.complete_at + PROOF
+                proved = use.proved(session)
             nursery.cancel_scope.cancel(reason=session.failure)
         if proved:
             self._outage.over()
@@ -517,7 +525,7 @@ class EnclaveLink:
         if use is None:  # its session ended in the very moment in which the reply came
             return
         if line.was_complete and use.complete_at is None:
-            use.complete_at = line.channel.answers
+            use.complete_at, use.complete_since = line.channel.answers, trio.current_time()
             use.task.running()
             self._task.running()
             if all(other is line or self._uses[other].complete_at is None for other in line.epoch.lines):
