@@ -56,6 +56,7 @@ __all__ = ["ListedKey", "Serving", "listed_keys", "open_vaults", "serve"]
 
 _UTILITY_BODY = 4096  # bytes; nothing there takes a body
 _MARKS_INTERVAL = 1.0  # seconds between two looks at the watermark store's state
+_START_PATIENCE = 2.5  # seconds for a vault to start, as long as a caller waits; then the signing API opens without it
 _LISTENING = {"utility server": "Utility HTTP server", "signing API": "HTTP server"}  # the reference's log texts
 
 
@@ -131,14 +132,15 @@ async def serve(
     notifier = Notifier()
     stopping = trio.Event() if stop is None else stop
 
-    async def say_stopping(*, task_status: trio.TaskStatus[None]) -> None:
+    async def follow_stopping(*, task_status: trio.TaskStatus[None]) -> None:
         task_status.started()
         await stopping.wait()
         notifier.stopping()
+        service.end_start()
 
     try:
         service = _Service(settings, stopping, notifier, reload)
-        async with _running(_Signals(stopping, service.reloader).run, say_stopping):
+        async with _running(_Signals(stopping, service.reloader).run, follow_stopping):
             with _traced_bugs():
                 await service.run(no_list=no_list, on_ready=on_ready)
     except* _SecondSignalError:
@@ -184,6 +186,8 @@ class _Service:
             metrics=self._metrics,
         )
         self._serving = False
+        self._start = trio.CancelScope()
+        self._started = False
         self.reloader = None if load is None else self._build_reloader(load, notifier)
 
     def _build_reloader(self, load: Load, notifier: Notifier) -> Reloader:
@@ -205,7 +209,16 @@ class _Service:
         self._announcer.look_again()
         self._warn_of_missing()
 
+    def end_start(self) -> None:
+        """Give the start up if it is not over: nothing was accepted that would have to be drained."""
+        if not self._started:
+            self._start.cancel(reason="told to stop while starting")
+
     async def run(self, *, no_list: bool, on_ready: OnReady | None) -> None:
+        with self._start:
+            await self._run(no_list=no_list, on_ready=on_ready)
+
+    async def _run(self, *, no_list: bool, on_ready: OnReady | None) -> None:
         server = self._settings.server
         logger.info("Initializing watermark backend", backend=self._marks.backend)
         async with (
@@ -222,29 +235,53 @@ class _Service:
                 logger.info("Initializing vault", vault="nitro", vault_name=name)
             async with (
                 _running(self._announcer.run),
-                _running(*(vault.run for vault in self._vaults.values())),
+                _running(*(partial(self._run_vault, name, no_list=no_list) for name in self._vaults)),
                 _running(self._signing.run),
             ):
-                keys = self._report_keys(no_list=no_list)
                 limits = self._limits(server.max_body_bytes)
                 async with self._listening(self._signing_api(), server.address, limits, "signing API") as url:
-                    self._serving = True
+                    self._serving = self._started = True
                     self._announcer.listening()
                     if on_ready is not None:
-                        await on_ready(Serving(url, utility_url, keys))
+                        await on_ready(Serving(url, utility_url, listed_keys(self._settings, self._vaults)))
                     async with _running(*([] if self.reloader is None else [self.reloader.run])):
                         await self._stopping.wait()
                     self._serving = False  # before the listener closes, so that a probe can see it
                 with trio.move_on_after(server.shutdown_timeout):
                     await self._signing.drain()
 
-    def _report_keys(self, *, no_list: bool) -> list[ListedKey]:
-        keys = listed_keys(self._settings, self._vaults)
-        for name, vault in self._vaults.items():
-            if not vault.keys():
-                logger.error(f"No valid keys found in the vault {name}", detail=vault.health().detail)
+    async def _run_vault(
+        self, name: str, *, no_list: bool, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED
+    ) -> None:
+        """The vault *name*; what it lacks after a while must not keep callers from the keys that it has."""
+        vault, began = self._vaults[name], trio.Event()
+
+        async with open_nursery() as nursery:
+
+            async def begin() -> None:
+                await nursery.start(vault.run)
+                self._report_keys(name, no_list=no_list)
+                began.set()
+
+            nursery.start_soon(begin)
+            with trio.move_on_after(_START_PATIENCE) as patience:
+                await began.wait()
+            if patience.cancelled_caught:
+                logger.warning(
+                    f"vault {name} is slow to start; requests are answered without waiting for it, and each key signs "
+                    "as soon as it is in",
+                    vault_name=name,
+                    detail=vault.health().detail,
+                )
+            task_status.started()
+
+    def _report_keys(self, name: str, *, no_list: bool) -> None:
+        """What the vault *name* has, once its first attempt to reach the enclave is over."""
+        vault = self._vaults[name]
+        if not vault.keys():
+            logger.error(f"No valid keys found in the vault {name}", detail=vault.health().detail)
         self._warn_of_missing()
-        for key in () if no_list else keys:
+        for key in () if no_list else listed_keys(self._settings, {name: vault}):
             logger.info(
                 "Key",
                 pkh=str(key.public_key_hash),
@@ -252,7 +289,6 @@ class _Service:
                 vault=key.vault.kind,
                 active=key.policy is not None,
             )
-        return keys
 
     def _warn_of_missing(self) -> None:
         if self._vaults_away:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 import signal
 import socket
@@ -18,6 +19,7 @@ import pytest
 from signer.tezos.keys import Curve
 from tests.integration import conftest
 from tests.integration.conftest import DEADLINE, Setup, attestation, running, wait_for
+from tests.nitro_cli import NitroCli, enclave
 
 
 class Manager:
@@ -305,6 +307,55 @@ def test_an_enclave_that_goes_and_comes_is_told_at_changes(setup: Setup) -> None
     assert tasks(setup)["vault nitro"]["restarts"] >= 1
     log_has(setup, "vault nitro: works again")
     assert 'task_restarts_total{task="vault nitro"} 0.0' not in setup.utility.request("GET", "/metrics")[1].decode()
+
+
+def discovery(setup: Setup, monkeypatch: pytest.MonkeyPatch) -> NitroCli:
+    """Let the signer find the enclave of *setup* by a stand-in of nitro-cli."""
+    command = NitroCli(setup.directory / "bin")
+    monkeypatch.setitem(conftest.ENVIRONMENT, "PATH", command.path_environment()["PATH"])
+    (setup.directory / "20.sock").symlink_to(setup.socket)
+    setup.nitro["enclave_address"] = f"unix:{setup.directory}/{{cid}}.sock:2000"
+    command.show(enclave(20))
+    return command
+
+
+def test_a_vault_that_is_slow_to_start_keeps_no_caller_from_an_answer(
+    setup: Setup, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The signing API opens without it, and what it has is listed once it is in."""
+    setup.nitro["wait_timeout"] = 0.1
+    command = discovery(setup, monkeypatch)
+    (pkh,) = setup.generate("tz1")
+    message = attestation(Curve.ED25519, 1)
+    command.hang()
+    process = setup.start_signer()
+    assert "vault nitro is slow to start" in setup.log.read_text()
+    assert setup.api.sign(pkh, message)[0] == 502
+    assert 'msg="Key"' not in setup.log.read_text()
+    child = command.process_id("child")
+    assert child is not None
+    os.kill(child, signal.SIGKILL)  # then the command goes on, and lists the enclave
+    wait_for(lambda: setup.api.sign(pkh, message)[0] == 200, "a signature")
+    log_has(setup, f'msg="Key" pkh={pkh}')
+    assert setup.stop(process) == 0
+
+
+def test_sigterm_while_it_starts_waits_for_nothing(
+    setup: Setup, manager: Manager, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    command = discovery(setup, monkeypatch)
+    setup.write_config()
+    command.hang()
+    process = setup.start_signer(wait=False)
+    wait_for(lambda: command.process_id("child") is not None, "nitro-cli is asked")
+    assert setup.stop(process) == 0
+    assert manager.listen()[-1] == "STOPPING=1"
+    log = setup.log.read_text()
+    assert "Shutting down..." in log
+    assert '"HTTP server is listening' not in log
+    assert "Traceback" not in log
+    child = command.process_id("child")
+    wait_for(lambda: not Path(f"/proc/{child}").exists(), "nitro-cli's end")
 
 
 def test_a_port_in_use_ends_the_start(setup: Setup) -> None:
