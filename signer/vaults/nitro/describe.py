@@ -17,6 +17,7 @@ _MAX_SHOWN = 100  # characters of a text from outside, in an error
 _MAX_LISTED = 8  # enclaves in an error; a host with more than four is a rare one
 _RUNNING = "RUNNING"
 _NO_FLAGS = "NONE"
+_BY_HAND = "see what `nitro-cli describe-enclaves` prints to the user that runs the signer"
 
 
 class DiscoveryError(SignerError):
@@ -60,13 +61,14 @@ class Wanted:
 def parse(text: bytes) -> list[Enclave]:
     """The entries of a listing. Raises `DiscoveryError`."""
     if not text.strip():
-        raise DiscoveryError("nitro-cli printed nothing where a list of enclaves was expected")
+        raise DiscoveryError(f"nitro-cli printed nothing where a list of enclaves was expected; {_BY_HAND}")
     try:
         entries = json.loads(text)
     except (ValueError, RecursionError) as exc:
-        raise DiscoveryError(f"nitro-cli printed no JSON: {shown(str(exc))}") from exc
+        said = shown(text[: 2 * _MAX_SHOWN].decode(errors="replace"))
+        raise DiscoveryError(f"nitro-cli printed no JSON ({shown(str(exc))}), but: {said}; {_BY_HAND}") from exc
     if not isinstance(entries, list):
-        raise DiscoveryError(f"nitro-cli printed no list of enclaves, but: {shown(str(entries))}")
+        raise DiscoveryError(f"nitro-cli printed no list of enclaves, but: {shown(str(entries))}; {_BY_HAND}")
     return [_entry(entry) for entry in entries]
 
 

@@ -47,9 +47,10 @@ def test_the_real_format() -> None:
 @pytest.mark.parametrize(
     ("text", "why"),
     [
-        (b"", "printed nothing"),
+        (b"", "printed nothing where a list of enclaves was expected; see what `nitro-cli"),
         (b" \n", "printed nothing"),
         (b"[{", "no JSON"),
+        (b"<html>\n", "but: <html>; see what `nitro-cli describe-enclaves` prints"),
         (b"\xff\xfe\x00", "no JSON"),
         (b"[" * 100_000, "no JSON"),
         (b"{}", "no list of enclaves, but: {}"),
