@@ -30,9 +30,9 @@ Load = Callable[[], Settings]
 class Reloader:
     """Takes changed settings over when it is asked.
 
-    *running* are the settings that the signer was started with; *apply* puts the policies of others in force; *task*
-    fails for as long as the newest file is bad. *is_ready* says whether the service manager knows us to be ready: only
-    then it hears of a reload.
+    *running* are the settings that the signer was started with; *apply* puts the policies of others in force, and
+    *applied* is called when the vaults have read their keys anew, too; *task* fails for as long as the newest file is
+    bad. *is_ready* says whether the service manager knows us to be ready: only then it hears of a reload.
     """
 
     def __init__(
@@ -41,6 +41,7 @@ class Reloader:
         *,
         running: Settings,
         apply: Callable[[Settings], None],
+        applied: Callable[[], None],
         vaults: Mapping[str, Vault],
         task: Task,
         notifier: Notifier,
@@ -49,6 +50,7 @@ class Reloader:
         self._load = load
         self._running = running
         self._apply = apply
+        self._applied = applied
         self._vaults = vaults
         self._task = task
         self._notifier = notifier
@@ -89,6 +91,7 @@ class Reloader:
                 await vault.reload()
             except SignerError as exc:
                 logger.error(f"SIGHUP: the keys of the vault stay as they were: {exc}", vault_name=name)
+        self._applied()
 
     def _refuse(self, faults: str) -> None:
         for fault in faults.splitlines():

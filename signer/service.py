@@ -195,6 +195,7 @@ class _Service:
             load,
             running=self._settings,
             apply=self._take,
+            applied=self._warn_of_missing,
             vaults=self._vaults,
             task=self._tasks.add("configuration", quiet=True),  # whoever sends SIGHUP gets an answer each time
             notifier=notifier,
@@ -207,7 +208,6 @@ class _Service:
         self._signing.replace_policies(self._policies)
         self._metrics.know_addresses([str(pkh) for pkh in self._policies])
         self._announcer.look_again()
-        self._warn_of_missing()
 
     def end_start(self) -> None:
         """Give the start up if it is not over: nothing was accepted that would have to be drained."""
