@@ -21,7 +21,7 @@ from typing import NamedTuple
 import structlog
 import trio
 
-from proxy.address import Address
+from proxy.address import Address, VsockAddress
 from signer import crypto
 from signer.errors import KeyNotFoundError, SignerError
 from signer.observe.tasks import Task, Tasks
@@ -383,8 +383,9 @@ class EnclaveLink:
                 stream = await self._connect(epoch.life.place.address)
         except trio.TooSlowError:
             failure = f"(Nitro): dial {epoch.life.place.address}: no answer within {self._timeouts.connect:g} s"
+            failure += self._advice(epoch.life.place)
         except OSError as exc:
-            failure = f"(Nitro): dial {epoch.life.place.address}: {_reason(exc)}"
+            failure = f"(Nitro): dial {epoch.life.place.address}: {_reason(exc)}{self._advice(epoch.life.place)}"
         except (trio.BrokenResourceError, trio.ClosedResourceError) as exc:  # reset within a hybrid handshake
             failure = (
                 f"(Nitro): dial {epoch.life.place.address}: connection lost: {exc.__cause__ or type(exc).__name__}"
@@ -394,6 +395,12 @@ class EnclaveLink:
             return await self._serve(epoch, session, task)
         self._failed(failure)
         return failure, False
+
+    def _advice(self, place: Place) -> str:
+        """What to do where nobody listens at *place*; one that nitro-cli told is asked for again anyway."""
+        if not self._locator.fixed or not isinstance(place.address, VsockAddress):
+            return ""
+        return "; is the enclave RUNNING with this CID? A restart gives it another, which enclave_cid: auto finds"
 
     async def _serve(self, epoch: SessionEpoch, session: Session, task: Task) -> tuple[str, bool]:
         line, proved = None, False

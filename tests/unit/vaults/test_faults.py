@@ -11,6 +11,7 @@ import trio
 import trio.testing
 from structlog.testing import capture_logs
 
+from proxy.address import parse
 from signer import crypto
 from signer.errors import KeyNotFoundError
 from signer.observe.metrics import Metrics
@@ -24,10 +25,11 @@ from signer.vaults.nitro import credentials as credentials_module
 from signer.vaults.nitro import link as link_module
 from signer.vaults.nitro import vault as vault_module
 from signer.vaults.nitro.credentials import Credentials, CredentialsError
+from signer.vaults.nitro.discovery import Place
 from signer.vaults.nitro.pace import Pace
 from signer.vaults.nitro.storage import FileStorage, KeyExistsError
 from signer.watermark.memory import MemoryWatermarks
-from tests.unit.vaults.fake import FakeEnclave, credentials, honest, running, sign, signs, until
+from tests.unit.vaults.fake import FakeEnclave, FakeLocator, credentials, honest, running, sign, signs, until
 
 SECRET = crypto.load_secret_key(Curve.P256, bytes(range(1, 33)))
 OTHER = crypto.load_secret_key(Curve.P256, bytes(range(2, 34)))
@@ -102,6 +104,21 @@ async def test_whatever_ends_the_dialling_is_retried(path: Path, enclave: FakeEn
     async with running(path, enclave, connect=connect) as vault:
         assert "dial unix:/fake:2000" in vault.health().detail
         await until(lambda: vault.ready)
+
+
+@pytest.mark.parametrize(
+    ("place", "fixed", "advised"),
+    [("vsock:16:2000", True, True), ("vsock:16:2000", False, False), ("unix:/fake:2000", True, False)],
+)
+async def test_a_cid_that_is_written_down_may_be_an_old_one(
+    path: Path, enclave: FakeEnclave, place: str, fixed: bool, advised: bool
+) -> None:
+    enclave.up = False
+    locator = FakeLocator(fixed=fixed)
+    locator.place = Place(parse(place))
+    async with running(path, enclave, locator=locator) as vault:
+        assert f"dial {place}: Connection refused" in vault.health().detail
+        assert ("enclave_cid: auto" in vault.health().detail) is advised
 
 
 async def test_credentials_that_fail_at_first(path: Path, enclave: FakeEnclave) -> None:
