@@ -239,6 +239,7 @@ class EnclaveLink:
         """Fetch the credentials, and again and again: what the SDK has renewed opens a new epoch beside the old."""
         task, outage = self._tasks.add(f"vault {self._name} credentials"), _Outage()
         while True:
+            self._attempting("looking for credentials")
             try:
                 with trio.fail_after(RESOLVE_TIMEOUT):
                     found = await self._provider()
@@ -266,6 +267,7 @@ class EnclaveLink:
         while True:
             pause = float("inf")
             if self._credentials is not None:
+                self._attempting("looking for the enclave")
                 try:
                     place = await self._locator.locate()
                 except SignerError as exc:
@@ -378,6 +380,7 @@ class EnclaveLink:
 
     async def _session(self, epoch: SessionEpoch, task: Task) -> tuple[str, bool]:
         """One session from dialling to its end; returns why it ended, and whether it had been of use."""
+        self._attempting(f"connecting to {epoch.life.place}")
         try:
             with trio.fail_after(self._timeouts.connect):
                 stream = await self._connect(epoch.life.place.address)
@@ -431,6 +434,12 @@ class EnclaveLink:
         self._failed(session.failure)
         self._sweep()
         return session.failure, proved
+
+    def _attempting(self, what: str) -> None:
+        """*what* is what the first attempt waits for; it may hang there for long."""
+        if not self._attempted.is_set():
+            self.failure = f"not connected yet: {what}"
+            self.notify()
 
     async def _initialize(self, session: Session, credentials: Credentials) -> bool:
         try:
