@@ -19,6 +19,8 @@ from signer.errors import SignerError
 if TYPE_CHECKING:
     import botocore.session
 
+_MAX_SHOWN = 200  # characters of the SDK's text
+
 CredentialsProvider = Callable[[], Awaitable["Credentials"]]
 
 MAX_LOOKUPS = 3  # at once: one that hangs is left behind in its thread, and threads are needed elsewhere
@@ -89,10 +91,10 @@ class _Chain:
             botocore.exceptions.BotoCoreError,
             botocore.exceptions.ClientError,
         ) as exc:  # the latter is no BotoCoreError
-            raise CredentialsError(f"(Nitro): missing credentials: {exc}") from exc
+            raise CredentialsError(f"(Nitro): missing credentials: {_shown(exc)}") from exc
         except Exception as exc:  # what the SDK lets through: a RuntimeError for what is still expired after it was
             # renewed (a clock that is wrong), a ValueError for what a credential_process prints, and the like
-            raise CredentialsError(f"(Nitro): missing credentials: {type(exc).__name__}: {exc}") from exc
+            raise CredentialsError(f"(Nitro): missing credentials: {type(exc).__name__}: {_shown(exc)}") from exc
 
     def _from(self, session: "botocore.session.Session") -> Credentials:
         own = self._configured
@@ -111,6 +113,12 @@ class _Chain:
             )
         self._last = found
         return found
+
+
+def _shown(error: Exception) -> str:
+    """*error* on one line: its source may have answered with a page of HTML."""
+    text = " ".join(str(error).split())
+    return text if len(text) <= _MAX_SHOWN else f"{text[:_MAX_SHOWN]}..."
 
 
 def _stamps() -> list[tuple[int, int]]:
