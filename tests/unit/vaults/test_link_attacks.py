@@ -17,7 +17,7 @@ from signer.enclave.session import Session as EnclaveSession
 from signer.errors import SignerError
 from signer.observe.tasks import Tasks
 from signer.rpc.frames import encode_frame
-from signer.rpc.messages import Imported, encode_error, encode_reply
+from signer.rpc.messages import Imported, Sign, encode_error, encode_reply
 from signer.vaults.interface import VaultUnavailableError
 from signer.vaults.nitro import credentials as credentials_module
 from signer.vaults.nitro import discovery
@@ -25,7 +25,7 @@ from signer.vaults.nitro.credentials import MAX_LOOKUPS, Credentials, Credential
 from signer.vaults.nitro.discovery import Place
 from signer.vaults.nitro.storage import FileStorage, StorageError
 from tests.unit.vaults.fake import FakeEnclave, FakeLocator, honest, running, sign, signs, until
-from tests.unit.vaults.test_link import NEW, Provider, Swallow, World, complete, stored
+from tests.unit.vaults.test_link import NEW, OLD, Provider, Swallow, World, complete, stored
 
 
 @pytest.fixture
@@ -238,6 +238,39 @@ async def test_an_old_enclave_is_kept_if_the_new_one_dies_while_it_drains(
         assert await signs(vault, pkh)
 
 
+async def test_an_old_enclave_is_not_dialled_any_more(
+    path: Path, world: World, autojump_clock: trio.testing.MockClock
+) -> None:
+    (pkh,) = await stored(path, world.old)
+    async with running(path, world.old, connect=world.connect, locator=world.locator, sessions=2) as vault:
+        await complete(vault)
+        world.locator.place, world.new.up, world.old.up = NEW, False, False
+        world.old.kill_one()
+        await trio.sleep(1)  # until that is known, a place where a session still answers may be dialled
+        world.dialled.clear()
+        await trio.sleep(20)
+        assert len(world.dialled) > 10
+        assert OLD.address not in world.dialled
+        assert await signs(vault, pkh), "what is left of it serves"
+
+
+@pytest.mark.parametrize("sessions", [1, 2])
+async def test_a_session_that_was_good_for_long_is_rebuilt_at_once(
+    path: Path, enclave: FakeEnclave, autojump_clock: trio.testing.MockClock, sessions: int
+) -> None:
+    await stored(path, enclave)
+    async with running(path, enclave, sessions=sessions) as vault:
+        await complete(vault, sessions)
+        for _ in range(4):
+            await trio.sleep(1000)
+            enclave.up = False
+            enclave.kill_one()
+            await trio.sleep(0.1)
+            enclave.up = True
+            await trio.sleep(0.1)
+            assert enclave.serving == sessions
+
+
 # -- blobs
 
 
@@ -334,7 +367,86 @@ async def test_every_key_signs_in_time_while_the_others_are_opened_slowly(
             assert trio.current_time() - began < 1.6
 
 
+async def test_one_refusal_of_a_blob_is_asked_about_again(
+    path: Path, enclave: FakeEnclave, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It may have been the reply to another import."""
+    (pkh,) = await stored(path, enclave)
+    answer, refusals = EnclaveSession.answer, 1
+
+    async def refuse_once(session: EnclaveSession, payload: bytes) -> bytes:
+        nonlocal refusals
+        if refusals and payload[2:].startswith(b"Import"):
+            refusals -= 1
+            return encode_error("encryption error", "throttled")
+        return await answer(session, payload)
+
+    monkeypatch.setattr(EnclaveSession, "answer", refuse_once)
+    async with running(path, enclave) as vault:
+        assert not refusals
+        assert not vault.health().skipped
+        assert await signs(vault, pkh)
+
+
 # -- the patience of callers
+
+
+async def test_a_session_that_only_errs_is_doubted_and_another_one_asked(path: Path, enclave: FakeEnclave) -> None:
+    (pkh,) = await stored(path, enclave)
+    async with running(path, enclave, sessions=2) as vault:
+        await complete(vault)
+        bad = next(vault._link.epochs.lines())
+        settle = bad.channel._settle
+
+        def err(payload: bytes) -> None:
+            is_signature = isinstance(bad.channel._slots[0].call, Sign)
+            settle(encode_error("signer error", "busy") if is_signature else payload)
+
+        bad.channel._settle = err  # type: ignore[method-assign]  # this session's own enclave, gone bad
+        for number in range(4):
+            assert await signs(vault, pkh, b"%d" % number)
+        assert enclave.serving == 2, "it is in step, so it stays"
+
+
+async def test_a_late_reply_wakes_the_caller_after_another_session_was_lost(
+    path: Path, enclave: FakeEnclave, autojump_clock: trio.testing.MockClock
+) -> None:
+    """Not at the next look: each one is a quarter of a second later."""
+    (pkh,) = await stored(path, enclave)
+    replies = 0
+
+    async def slow_or_dead(frame: bytes) -> bytes:
+        nonlocal replies
+        replies += 1
+        number = replies
+        await trio.sleep(0.32 if number == 1 else 0.05)
+        if number == 2:
+            enclave.tamper = honest
+            enclave.up = False
+            raise EOFError
+        return frame
+
+    async with running(path, enclave, sessions=2) as vault:
+        await complete(vault)
+        enclave.tamper = slow_or_dead
+        began = trio.current_time()
+        assert await signs(vault, pkh)
+        assert trio.current_time() - began == pytest.approx(0.32)
+
+
+async def test_a_key_is_wanted_no_longer_than_somebody_waits(
+    path: Path, enclave: FakeEnclave, autojump_clock: trio.testing.MockClock
+) -> None:
+    (pkh,) = await stored(path, enclave)
+    enclave.up = False
+    async with running(path, enclave, wait=2.5) as vault:
+        async with trio.open_nursery() as nursery:
+            for _ in range(2):
+                nursery.start_soon(vault.wait_for, pkh, trio.current_time() + 10)
+            await trio.testing.wait_all_tasks_blocked()
+            assert dict(vault._link._wanted) == {str(pkh): 2}
+            nursery.cancel_scope.cancel()
+        assert dict(vault._link._wanted) == {}
 
 
 @pytest.mark.parametrize("sessions", [1, 2])
