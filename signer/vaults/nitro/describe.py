@@ -12,7 +12,6 @@ from dataclasses import dataclass, field
 from signer.errors import SignerError
 
 FIRST_CID, LAST_CID = 4, 2**32 - 2  # below: hypervisor, loopback, host, parent; above: any
-REGISTERS = ("PCR0", "PCR1", "PCR2")
 _MAX_SHOWN = 100  # characters of a text from outside, in an error
 _MAX_LISTED = 8  # enclaves in an error; a host with more than four is a rare one
 _RUNNING = "RUNNING"

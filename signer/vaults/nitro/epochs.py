@@ -214,10 +214,6 @@ class Epochs(Generic[C, L]):
             line.refused[stored] = why
         self._finish(line, stored)
 
-    def give_up(self, line: Line[C, L], stored: StoredKey) -> None:
-        """The import of *stored* had no outcome: the line was lost over it, or its caller went away."""
-        self._finish(line, stored)
-
     def suspect(self, line: Line[C, L], blob: bytes, why: str) -> Sequence[StoredKey]:
         """*line* is being lost since the import of *blob* had no answer in time; returns the entries concerned.
 

@@ -122,7 +122,7 @@ class EpochsMachine(RuleBasedStateMachine):
         assert not line.has(stored), "a key that the line has is not imported again"
         model.trying.append(stored)
 
-    @rule(line=lines, outcome=st.sampled_from(["served", "refused", "gone"]), data=st.data())
+    @rule(line=lines, outcome=st.sampled_from(["served", "refused"]), data=st.data())
     def finish(self, line: FakeLine, outcome: str, data: st.DataObject) -> None:
         model = self.models.get(line)
         if model is None or not model.trying:
@@ -134,8 +134,6 @@ class EpochsMachine(RuleBasedStateMachine):
             self.handles += 1
             if self.epochs.serve(line, stored, key, self.handles):
                 model.handles[key] = self.handles
-        elif outcome == "gone":
-            self.epochs.give_up(line, stored)
         else:
             self.epochs.refuse(line, stored, "no")
 
