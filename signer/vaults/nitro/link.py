@@ -57,8 +57,8 @@ REFRESH_INTERVAL = 300.0  # seconds; the SDK renews what expires within 15 minut
 RETRY_REFUSED = Pace(shortest=5.0, longest=60.0)  # blobs that KMS would not open
 IMPORTS_ON_THE_WIRE = 2  # a session: one being opened, and one on its way; a signature waits for no more than these
 PROBE_INTERVAL = 2.0  # seconds of silence after which a session is asked for a sign of life
-PROOF = 5  # replies after the last import that make a session one that works: its end is no failure of the next one
-PROOF_TIME = 2.0  # seconds that do the same
+PROOF = 1  # reply after the last import makes a session one that works: its end is no failure of the next one
+PROOF_TIME = 2.0  # seconds after the last import do the same
 MAX_DOUBTS = 3  # errors, or signatures that do not verify, before a request gives up
 
 Connect = Callable[[Address], Awaitable[trio.abc.Stream]]
