@@ -151,6 +151,21 @@ async def test_a_key_that_another_vault_only_may_use_cannot_sign(
     assert manager.heard()[-1].startswith("READY=1\nSTATUS=signing with 1 of 1 key(s); vault a: up; vault b: away")
 
 
+async def test_a_change_that_changes_no_word_is_not_told(
+    manager: Manager, autojump_clock: MockClock, nursery: trio.Nursery
+) -> None:
+    vault = StatedVault()
+    announce = announcer(manager.notifier(), vault)
+    await nursery.start(announce.run)
+    await rest()
+    assert len(manager.heard()) == 1
+    vault.become(ready=False)
+    await rest()
+    announce.look_again()
+    await rest()
+    assert manager.heard() == []
+
+
 async def test_many_changes_are_told_as_one(manager: Manager, autojump_clock: MockClock, nursery: trio.Nursery) -> None:
     vault = StatedVault()
     await nursery.start(announcer(manager.notifier(), vault).run)
