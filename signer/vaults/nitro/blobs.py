@@ -53,13 +53,12 @@ class Blobs:
         Raises `StorageError` where it is damaged or absent; then nothing changes.
         """
         async with self._reading:
-            stamp = await trio.to_thread.run_sync(self._storage.stamp)
+            stamp, found = await self._load()
             if stamp is None and self.entries:
                 raise StorageError(
                     f"(Nitro/file storage): {self._storage.path} is gone; the keys known stay in use. Restore it, "
                     "or leave [] in it if no key is wanted any more"
                 )
-            found = await trio.to_thread.run_sync(self._storage.load)
             listed = {stored.public_key_hash for stored in found}
             dropped = sorted(set(self._served()) - listed)
             self.entries, self._stamp, self._lost, self.failure = tuple(found), stamp, set(), ""
@@ -69,9 +68,12 @@ class Blobs:
         """Store a new key durably; raises `KeyExistsError`, `StorageError`."""
         await trio.to_thread.run_sync(self._storage.append, key.hash, blob)
 
-    async def _read(self) -> None:
+    async def _load(self) -> tuple[FileStamp, list[StoredKey]]:
         stamp = await trio.to_thread.run_sync(self._storage.stamp)  # before the text: a later change is seen later
-        found = await trio.to_thread.run_sync(self._storage.load)
+        return stamp, await trio.to_thread.run_sync(self._storage.load)
+
+    async def _read(self) -> None:
+        stamp, found = await self._load()
         self.entries, self._stamp = (*found, *self._vanished(found)), stamp
 
     def _vanished(self, found: list[StoredKey]) -> list[StoredKey]:

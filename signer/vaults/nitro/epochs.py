@@ -70,7 +70,7 @@ class Line(Generic[C, L]):
             for stored in blobs
             if stored not in self.refused and stored not in self._trying and not self.has(stored)
         )
-        self.was_complete = self.was_complete or self.complete
+        self._note_complete()
 
     def _take(self, wanted: Collection[str]) -> StoredKey | None:
         """The next blob to import; those of *wanted* addresses, for which callers wait, come first."""
@@ -99,10 +99,13 @@ class Line(Generic[C, L]):
         if stored in self._waiting:
             self._waiting.remove(stored)
             self.refused[stored] = why
-            self.was_complete = self.was_complete or self.complete
+            self._note_complete()
 
     def _done(self, stored: StoredKey) -> None:
         self._trying.discard(stored)
+        self._note_complete()
+
+    def _note_complete(self) -> None:
         self.was_complete = self.was_complete or self.complete
 
 

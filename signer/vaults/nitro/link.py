@@ -590,42 +590,34 @@ class EnclaveLink:
         Cancelling the caller disturbs nobody. Raises `VaultError`, `SignatureMismatchError` (*accept* said no, again
         and again), `VaultUnavailableError`, `KeyNotFoundError`.
         """
-        question = _Question()
+        question = _Question(key, make, accept, deadline)
         while True:
-            self._put(question, key, make)
+            self._put(question)
             if not question.pending:
                 await self._wait_for(key, question.failure, deadline)
                 continue
-            await question.wait(min(deadline, trio.current_time() + STALLED_AFTER))
+            await question.wait()
             for line, slot in question.take_finished():
-                answer = await self._judge(question, line, slot, key, accept, deadline)
+                answer = await self._judge(question, line, slot)
                 if answer is not None:
                     return answer
             if trio.current_time() >= deadline:
                 raise self._unavailable(question.failure or self._silence())
 
-    def _put(self, question: "_Question", key: PublicKeyHash, make: Callable[[int], Call]) -> None:
+    def _put(self, question: "_Question") -> None:
         """Ask one more session, if there is one that was not asked, or if nobody is being asked."""
-        found = self.epochs.route(key, question.asked | question.doubted)
+        found = self.epochs.route(question.key, question.pending.keys() | question.doubted)
         if found is None and not question.pending:
-            found = self.epochs.route(key)
+            found = self.epochs.route(question.key)
         if found is None:
             return
         line, handle = found
         try:
-            question.pending[line] = line.channel.submit(make(handle), question.wake)
+            question.pending[line] = line.channel.submit(question.make(handle), question.wake)
         except FrameError as exc:
             raise VaultError(f"(Nitro): {exc}") from exc
 
-    async def _judge(
-        self,
-        question: "_Question",
-        line: SessionLine,
-        slot: Slot,
-        key: PublicKeyHash,
-        accept: Accept,
-        deadline: float,
-    ) -> Result:
+    async def _judge(self, question: "_Question", line: SessionLine, slot: Slot) -> Result:
         """The result of *slot* if it is the answer, None if another session has to be asked."""
         try:
             result = slot.result()
@@ -637,16 +629,16 @@ class EnclaveLink:
             question.failure = f"RPC Error: {exc}"
             doubt: SignerError = VaultError(f"(Nitro): {question.failure}")
         else:
-            if await accept(result):
+            if await question.accept(result):
                 return result
             doubt = SignatureMismatchError("it does not verify")
         # It may be the reply to another call. A line that is in step after all said what it wanted to say, but even
         # then two replies may have changed places: only one that says it again is believed.
         question.doubted.add(line)
-        in_step, handle = False, line.handles.get(key)
+        in_step, handle = False, line.handles.get(question.key)
         if handle is not None:  # else the key was taken out meanwhile
-            with trio.move_on_at(min(deadline, trio.current_time() + STALLED_AFTER)):  # others may answer sooner
-                in_step = await self._in_step(line, key, handle)
+            with trio.move_on_at(question.patience()):  # others may answer sooner
+                in_step = await self._in_step(line, question.key, handle)
         if in_step:
             question.doubts += 1
             if question.doubts >= MAX_DOUBTS:
@@ -714,22 +706,26 @@ class EnclaveLink:
 class _Question:
     """One call that is asked over one session or several."""
 
-    __slots__ = ("doubted", "doubts", "failure", "pending", "wake")
+    __slots__ = ("accept", "deadline", "doubted", "doubts", "failure", "key", "make", "pending", "wake")
 
-    def __init__(self) -> None:
+    def __init__(self, key: PublicKeyHash, make: Callable[[int], Call], accept: Accept, deadline: float) -> None:
+        self.key = key
+        self.make = make
+        self.accept = accept
+        self.deadline = deadline  # Trio's clock
         self.pending: dict[SessionLine, Slot] = {}
         self.doubted: set[SessionLine] = set()
         self.doubts = 0  # answers that were no good, over lines in step
         self.failure = ""  # of the last session that was lost over it
         self.wake = trio.Event()  # set when one of the pending is settled
 
-    @property
-    def asked(self) -> set[SessionLine]:
-        return set(self.pending)
+    def patience(self) -> float:
+        """Until when (Trio's clock) one session is waited for, before another may be asked as well."""
+        return min(self.deadline, trio.current_time() + STALLED_AFTER)
 
-    async def wait(self, until: float) -> None:
-        """Return when a reply is there, or at *until* (Trio's clock)."""
-        with trio.move_on_at(until):
+    async def wait(self) -> None:
+        """Return when a reply is there, or when it is time to ask another session."""
+        with trio.move_on_at(self.patience()):
             await self.wake.wait()
 
     def take_finished(self) -> list[tuple[SessionLine, Slot]]:

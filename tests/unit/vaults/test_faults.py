@@ -37,16 +37,6 @@ SECRET = crypto.load_secret_key(Curve.P256, bytes(range(1, 33)))
 OTHER = crypto.load_secret_key(Curve.P256, bytes(range(2, 34)))
 
 
-@pytest.fixture
-def path(tmp_path: Path) -> Path:
-    return tmp_path / "enclave_keys.json"
-
-
-@pytest.fixture
-def enclave(nursery: trio.Nursery) -> FakeEnclave:
-    return FakeEnclave(nursery)
-
-
 def says(reply: bytes) -> Callable[[bytes], Awaitable[bytes]]:
     """A tamper that gives this reply to every call."""
 

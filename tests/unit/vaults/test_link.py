@@ -23,16 +23,6 @@ from tests.unit.vaults.fake import FakeEnclave, FakeLocator, honest, running, si
 OLD, NEW = Place(parse("unix:/old:2000"), "i-0-enc1"), Place(parse("unix:/new:2000"), "i-0-enc2")
 
 
-@pytest.fixture
-def path(tmp_path: Path) -> Path:
-    return tmp_path / "enclave_keys.json"
-
-
-@pytest.fixture
-def enclave(nursery: trio.Nursery) -> FakeEnclave:
-    return FakeEnclave(nursery)
-
-
 async def stored(path: Path, enclave: FakeEnclave, number: int = 1) -> list[PublicKeyHash]:
     """Keys that are in the file before the vault under test begins."""
     async with running(path, enclave) as vault:
@@ -154,7 +144,7 @@ async def test_an_error_that_belongs_to_another_call(path: Path, enclave: FakeEn
         assert enclave.connections == connections, "an error that is meant costs no session"
 
 
-async def test_keys_serve_as_each_is_in(path: Path, enclave: FakeEnclave) -> None:
+async def test_the_vault_has_started_when_every_blob_was_tried(path: Path, enclave: FakeEnclave) -> None:
     keys = await stored(path, enclave, 8)
     gate, answered = trio.Event(), 0
 
@@ -180,6 +170,16 @@ async def test_keys_serve_as_each_is_in(path: Path, enclave: FakeEnclave) -> Non
         await until(lambda: answered == 3)
         assert not vault_ready.is_set(), "the third import hangs"
         gate.set()
+
+
+async def test_a_signature_comes_before_the_last_import(path: Path, enclave: FakeEnclave) -> None:
+    keys = await stored(path, enclave, 20)
+    enclave.up = False
+    async with running(path, enclave) as vault:
+        enclave.up = True
+        assert await signs(vault, keys[3])
+        assert not vault.ready, "the other imports are under way"
+        await complete(vault, 1)
 
 
 async def test_a_key_that_a_caller_waits_for_is_imported_first(path: Path, enclave: FakeEnclave) -> None:

@@ -29,16 +29,6 @@ from tests.unit.vaults.test_link import NEW, OLD, Provider, Swallow, World, comp
 
 
 @pytest.fixture
-def path(tmp_path: Path) -> Path:
-    return tmp_path / "enclave_keys.json"
-
-
-@pytest.fixture
-def enclave(nursery: trio.Nursery) -> FakeEnclave:
-    return FakeEnclave(nursery)
-
-
-@pytest.fixture
 def world(nursery: trio.Nursery) -> World:
     return World(nursery)
 

@@ -15,12 +15,6 @@ from signer.vaults.nitro.credentials import Credentials, CredentialsError
 from signer.vaults.nitro.storage import FileStorage, KeyExistsError, StorageError
 from tests.unit.vaults.fake import FakeEnclave, prove, running, sign, signs
 
-
-@pytest.fixture
-def path(tmp_path: Path) -> Path:
-    return tmp_path / "enclave_keys.json"
-
-
 OTHER = PublicKeyHash(Curve.P256, bytes(20))
 
 
