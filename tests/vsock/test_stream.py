@@ -231,7 +231,9 @@ async def test_p5_descriptors_beyond_1024_work() -> None:
 
 async def test_p6_the_connection_to_the_target_has_no_delay_and_is_kept_alive() -> None:
     async with running() as setup:
-        _client, target = await setup.pair()
+        client, target = await setup.pair()
+        await client.send_all(b"?")
+        assert await target.receive_some() == b"?"  # past the handshake, which the target sees before the proxy does
         with own_socket(target.socket.getpeername()) as ours:
             assert ours.getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY)
             assert ours.getsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE)
