@@ -93,6 +93,11 @@ class AwsUnavailableError(AwsError, UnavailableError):
         """Whether AWS is there and answers, only not so often."""
         return self.code in _THROTTLED
 
+    @property
+    def silent(self) -> bool:
+        """Whether nothing was heard of AWS at all."""
+        return not self.response
+
 
 @dataclass(frozen=True, slots=True)
 class Call:
