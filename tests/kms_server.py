@@ -154,6 +154,8 @@ class Kms:
                 self._check(action, key, parameters)
             if action == "GetPublicKey":
                 return 200, json.dumps(self._public_key(key)).encode()
+            if action == "Sign" and isinstance(self.backend.keys[self._id(key)].private_key, _Ed25519):
+                return 200, json.dumps(self._of_ed25519(key, parameters)).encode()
         except _Refusal as exc:
             return 400, json.dumps({"__type": exc.code, "message": str(exc)}).encode()
         status, content = self._of_moto(headers, body)
@@ -176,6 +178,8 @@ class Kms:
         return json.dumps({name: items[first:last], **more}).encode()
 
     def _id(self, key: str) -> str:
+        if key.startswith("arn:") and key.split(":")[3] != REGION:
+            return ""
         try:
             return str(self.backend.any_id_to_key_id(key))
         except KeyError:
@@ -193,6 +197,11 @@ class Kms:
             raise _Refusal("UnsupportedOperationException", f"{found.arn} key is not asymmetric")
         if action == "Sign" and parameters.get("MessageType") != _MESSAGE_TYPES.get(found.key_spec):
             raise _Refusal("ValidationException", "MessageType doesn't fit the key")
+
+    def _of_ed25519(self, key: str, parameters: dict[str, Any]) -> dict[str, Any]:
+        found = self.backend.keys[self._id(key)]
+        signature = found.private_key.sign(base64.b64decode(parameters["Message"]), parameters["SigningAlgorithm"])
+        return {"KeyId": found.arn, "Signature": base64.b64encode(signature).decode()}
 
     def _public_key(self, key: str) -> dict[str, Any]:
         found = self.backend.keys[self._id(key)]
