@@ -151,12 +151,14 @@ async def test_without_a_deadline_three_tries_are_made(kms: Kms, fault: str) -> 
 
 
 async def test_the_deadline_ends_the_tries(kms: Kms) -> None:
+    asking = client()
+    await asking.call("ListKeys")  # loads the library, which may take as long as the deadline below
     kms.choose = lambda *_: "throttled"
     began = trio.current_time()
     with pytest.raises(AwsUnavailableError, match="Rate exceeded"):
-        await client().call("ListKeys", deadline=began + 0.4)
-    assert trio.current_time() - began < 0.4 + 0.1
-    assert kms.count("ListKeys") > 2
+        await asking.call("ListKeys", deadline=began + 1.0)
+    assert trio.current_time() - began < 1.5
+    assert kms.count("ListKeys") > 3
 
 
 async def test_a_server_that_hangs_is_left_at_the_deadline(kms: Kms) -> None:
