@@ -76,6 +76,15 @@ async def test_a_configured_key_takes_no_token_of_the_environment(kms: Kms, monk
     assert kms.tokens == {""}
 
 
+async def test_a_configured_token_without_a_key_is_not_mixed_with_another_key(
+    kms: Kms, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("AWS_ACCESS_KEY_ID", "AKID")
+    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "SECRET")
+    await client({"session_token": "TOKEN", "region": REGION}).call("ListKeys")
+    assert kms.tokens == {""}
+
+
 async def test_a_profile_of_the_shared_files(kms: Kms, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "aws-credentials").write_text("[baker]\naws_access_key_id=AKID\naws_secret_access_key=SECRET\n")
     (tmp_path / "aws-config").write_text("[profile baker]\nregion=eu-north-1\n")
@@ -159,6 +168,15 @@ async def test_the_deadline_ends_the_tries(kms: Kms) -> None:
         await asking.call("ListKeys", deadline=began + 1.0)
     assert trio.current_time() - began < 1.5
     assert kms.count("ListKeys") > 3
+
+
+async def test_the_deadline_in_a_later_try_leaves_the_better_reason(kms: Kms) -> None:
+    asking = client()
+    await asking.call("ListKeys")
+    first_faults(kms, "throttled", "held")
+    with pytest.raises(AwsUnavailableError, match="Rate exceeded"):
+        await asking.call("ListKeys", deadline=trio.current_time() + 0.5)
+    assert kms.count("ListKeys") == 3
 
 
 async def test_a_server_that_hangs_is_left_at_the_deadline(kms: Kms) -> None:

@@ -279,6 +279,38 @@ async def test_unknown_hashes_cause_one_look_in_a_while_however_many_are_asked(a
         assert kms.count("GetPublicKey") == 2
 
 
+async def test_a_request_waits_for_a_look_that_another_has_caused(autojump_clock: MockClock) -> None:
+    kms = FakeKms()
+    async with opened(kms) as at:
+        await trio.sleep(LOOK_AGAIN)
+        kms.gate, new = trio.Event(), kms.add()
+        served: list[bool] = []
+
+        async def ask() -> None:
+            await at.vault.refresh()
+            served.append(at.vault.serves(kms.address(new)))
+
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(ask)
+            await wait_all_tasks_blocked()
+            nursery.start_soon(ask)
+            await wait_all_tasks_blocked()
+            kms.gate.set()
+        assert served == [True, True]
+        assert kms.count("ListKeys") == 2
+
+
+async def test_keys_stand_in_the_order_of_the_list(autojump_clock: MockClock) -> None:
+    kms = FakeKms()
+    kms.add()
+    async with opened(kms) as at:
+        kms.add()
+        kms.keys = dict(reversed(kms.keys.items()))
+        await trio.sleep(LOOK_AGAIN)
+        await at.vault.refresh()
+        assert [key.reference for key in at.vault.keys().values()] == list(kms.keys)
+
+
 async def test_a_look_that_hangs_lets_the_request_go(autojump_clock: MockClock) -> None:
     kms = FakeKms()
     kms.add()
@@ -451,6 +483,48 @@ async def test_kms_out_of_reach_and_back(autojump_clock: MockClock, named: bool)
         await wait_all_tasks_blocked()
         assert at.vault.health().ready
         assert at.state() is TaskState.RUNNING
+
+
+async def test_a_refusal_that_tells_of_kms_takes_no_key_away(autojump_clock: MockClock) -> None:
+    """A look for KMS that is back asks about a key that is known; only a reload takes such a one away."""
+    kms = FakeKms()
+    only = kms.add()
+    async with opened(kms, names=[only]) as at:
+        kms.trouble = lambda *_: silent()
+        with pytest.raises(VaultUnavailableError):
+            await sign(at.vault, kms.address(only))
+        kms.trouble = lambda action, key: (
+            refused("DisabledException", action, key) if action == "GetPublicKey" else None
+        )
+        await trio.sleep(5)
+        assert at.vault.serves(kms.address(only))
+        assert at.vault.health().skipped == {}
+
+
+async def test_a_known_key_without_an_answer_stays(autojump_clock: MockClock) -> None:
+    kms = FakeKms()
+    one, other = kms.add(), kms.add()
+    async with opened(kms) as at:
+        kms.trouble = lambda _action, key: throttled() if key == one else None
+        await at.vault.reload()
+        assert [key.reference for key in at.vault.keys().values()] == [one, other]
+        assert at.vault.health().skipped == {}
+        assert at.vault.health().ready
+
+
+async def test_a_reload_that_fails_is_made_up_for(autojump_clock: MockClock) -> None:
+    kms = FakeKms()
+    one, other = kms.add(), kms.add()
+    async with opened(kms) as at:
+        kms.trouble = lambda action, _key: throttled() if action == "ListKeys" else None
+        with pytest.raises(VaultError):
+            await at.vault.reload()
+        gone = kms.address(other)
+        del kms.keys[other]
+        kms.trouble = lambda *_: None
+        await trio.sleep(5)
+        assert not at.vault.serves(gone)
+        assert at.vault.serves(kms.address(one))
 
 
 async def test_a_signature_shows_that_kms_is_back_before_any_reading_does(autojump_clock: MockClock) -> None:
