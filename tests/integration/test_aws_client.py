@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
@@ -13,8 +14,10 @@ from trio.testing import wait_all_tasks_blocked
 
 from signer.aws.client import AwsClient, AwsError, AwsUnavailableError
 from signer.config.models import AwsCredentials
+from tests import metadata_server
 from tests.integration.conftest import free_port
 from tests.kms_server import CREDENTIALS, CUTS, REGION, Kms, environment, serving
+from tests.metadata_server import Metadata
 
 
 @pytest.fixture
@@ -104,6 +107,64 @@ async def test_without_a_region_the_setting_is_named(kms: Kms) -> None:
     with pytest.raises(AwsError, match="set region in the configuration, or AWS_REGION"):
         await client({"access_key_id": "A", "secret_access_key": "S"}).call("ListKeys")
     assert kms.calls == []
+
+
+@pytest.fixture
+def metadata(kms: Kms, monkeypatch: pytest.MonkeyPatch) -> Iterator[Metadata]:
+    with metadata_server.serving() as server:
+        monkeypatch.setenv("AWS_EC2_METADATA_DISABLED", "false")
+        monkeypatch.setenv("AWS_EC2_METADATA_SERVICE_ENDPOINT", server.url)
+        yield server
+
+
+async def test_the_role_of_the_instance(kms: Kms, metadata: Metadata) -> None:
+    asking = client({"region": REGION})
+    await asking.call("ListKeys")
+    await asking.call("ListKeys")
+    assert kms.tokens == {"TOKEN-1"}
+    assert metadata.given == 1
+
+
+async def test_the_role_of_a_container_and_its_renewal(
+    kms: Kms, metadata: Metadata, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("AWS_CONTAINER_CREDENTIALS_FULL_URI", f"{metadata.url}/container")
+    metadata.lifetime = timedelta(minutes=5)  # within the time in which botocore insists on new ones
+    asking = client({"region": REGION})
+    await asking.call("ListKeys")
+    await asking.call("ListKeys")
+    assert len(kms.tokens) == 2
+
+
+@pytest.mark.parametrize("inside", [True, False])
+async def test_a_hop_too_many_is_said_in_a_container(
+    kms: Kms, metadata: Metadata, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, inside: bool
+) -> None:
+    mark = tmp_path / ".dockerenv"
+    monkeypatch.setattr("signer.aws.client._CONTAINER_MARKS", (str(mark),))
+    if inside:
+        mark.touch()
+    metadata.mute = True
+    with pytest.raises(AwsError, match="nor the instance's role") as caught:
+        await client({"region": REGION}).call("ListKeys")
+    assert ("--http-put-response-hop-limit 2" in str(caught.value)) is inside
+
+
+@pytest.mark.parametrize("refused", [False, True])
+async def test_a_web_identity(
+    kms: Kms, metadata: Metadata, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, refused: bool
+) -> None:
+    (tmp_path / "token").write_text("ey.ey.ey")
+    monkeypatch.setenv("AWS_WEB_IDENTITY_TOKEN_FILE", str(tmp_path / "token"))
+    monkeypatch.setenv("AWS_ROLE_ARN", "arn:aws:iam::111122223333:role/baker")
+    monkeypatch.setenv("AWS_ENDPOINT_URL_STS", metadata.url)
+    metadata.refuses = refused
+    if refused:
+        with pytest.raises(AwsError, match="credentials: AssumeRoleWithWebIdentity: AccessDenied: Not authorized"):
+            await client({"region": REGION}).call("ListKeys")
+    else:
+        await client({"region": REGION}).call("ListKeys")
+    assert kms.tokens == (set() if refused else {"TOKEN-1"})
 
 
 async def test_credentials_that_come_later_are_found(kms: Kms, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
