@@ -27,7 +27,7 @@ from proxy.notify import Notifier
 from signer import config
 from signer.announce import Announcer
 from signer.config import NitroSettings, Settings
-from signer.config.models import KEY_FILE
+from signer.config.models import KEY_FILE, AwsKmsSettings
 from signer.errors import ConfigurationError, SignerError
 from signer.http.api import SigningApi
 from signer.http.connection import Api, Limits
@@ -57,6 +57,7 @@ __all__ = ["ListedKey", "Serving", "listed_keys", "open_vaults", "serve"]
 _UTILITY_BODY = 4096  # bytes; nothing there takes a body
 _MARKS_INTERVAL = 1.0  # seconds between two looks at the watermark store's state
 _START_PATIENCE = 2.5  # seconds for a vault to start, as long as a caller waits; then the signing API opens without it
+_KMS_SIGNERS = 32  # signatures asked of KMS at once; each occupies a thread
 _LISTENING = {"utility server": "Utility HTTP server", "signing API": "HTTP server"}  # the reference's log texts
 
 
@@ -99,7 +100,7 @@ async def open_vaults(settings: Settings) -> AsyncIterator[Mapping[str, Vault]]:
     """
     _refuse_unsupported(settings)
     tasks = Tasks()
-    vaults = _build_vaults(settings, tasks)
+    vaults = _build_vaults(settings, tasks, describe=True)
     async with (
         _running(*_built_in_proxies(settings, Metrics(), tasks)),
         _running(*(vault.run for vault in vaults.values())),
@@ -232,7 +233,7 @@ class _Service:
             _running(*self._proxies),
         ):
             for name in self._vaults:
-                logger.info("Initializing vault", vault="nitro", vault_name=name)
+                logger.info("Initializing vault", vault=self._settings.vaults[name].driver, vault_name=name)
             async with (
                 _running(self._announcer.run),
                 _running(*(partial(self._run_vault, name, no_list=no_list) for name in self._vaults)),
@@ -414,12 +415,39 @@ def _built_in_proxies(settings: Settings, metrics: Metrics, tasks: Tasks) -> lis
     return [KmsProxies(settings, metrics.registry, tasks).run]
 
 
-def _build_vaults(settings: Settings, tasks: Tasks) -> dict[str, Vault]:
+def _build_vaults(settings: Settings, tasks: Tasks, *, describe: bool = False) -> dict[str, Vault]:
+    """The vaults of the configuration; *describe*: with what people call their keys, for listings."""
     vaults: dict[str, Vault] = {}
     for name, vault in settings.vaults.items():
         if isinstance(vault.config, NitroSettings):
             vaults[name] = _build_nitro(name, vault.config, settings.base_dir, tasks)
+        else:
+            vaults[name] = _build_awskms(name, vault.config, tasks, describe=describe)
     return vaults
+
+
+def _build_awskms(name: str, kms: AwsKmsSettings, tasks: Tasks, *, describe: bool) -> Vault:
+    from signer.aws.client import AwsClient
+    from signer.vaults.awskms.account import READERS
+    from signer.vaults.awskms.vault import AwsKmsVault
+
+    client = AwsClient(
+        "kms",
+        kms,
+        component=f"vault {name}",
+        workers=_KMS_SIGNERS + READERS,  # a reading of many keys holds no signature up
+        connect_timeout=kms.wait_timeout / 2,  # so that a second try can still be in time
+        read_timeout=kms.wait_timeout / 2,
+    )
+    return AwsKmsVault(
+        name=name,
+        client=client,
+        names=kms.keys or (),
+        wait_timeout=kms.wait_timeout,
+        refresh_interval=kms.refresh_interval,
+        describe=describe,
+        tasks=tasks,
+    )
 
 
 def _build_nitro(name: str, nitro: NitroSettings, base_dir: Path, tasks: Tasks) -> NitroVault:

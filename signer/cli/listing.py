@@ -13,6 +13,7 @@ def as_text(key: ListedKey) -> str:
         ("Public Key Hash:", str(key.public_key_hash)),
         ("Public Key:", str(key.key.public_key)),
         ("Reference:", key.key.reference),
+        *_labels(key),
         ("Vault:", key.vault.kind),
         ("Active:", _boolean(key.policy is not None)),
     ]
@@ -35,6 +36,10 @@ def as_json(key: ListedKey) -> dict[str, object]:
         "vault_name": key.vault.name,
         "active": key.policy is not None,
     }
+    if key.key.aliases:
+        facts["aliases"] = list(key.key.aliases)
+    if key.key.tags:
+        facts["tags"] = dict(key.key.tags)
     if key.policy is not None:
         facts |= {
             "allowed_requests": list(key.policy.requests),
@@ -42,6 +47,14 @@ def as_json(key: ListedKey) -> dict[str, object]:
             "allow_proof_of_possession": key.policy.allow_proof_of_possession,
         }
     return facts
+
+
+def _labels(key: ListedKey) -> Iterable[tuple[str, str]]:
+    """What people call it in the vault; a line of its own each, so that the reference stays what scripts expect."""
+    if key.key.aliases:
+        yield "Aliases:", _list(key.key.aliases)
+    if key.key.tags:
+        yield "Tags:", _list(f"{name}={value}" for name, value in key.key.tags)
 
 
 def _list(values: Iterable[str]) -> str:

@@ -29,7 +29,7 @@ from signer.errors import ConfigurationError
 from signer.tezos.errors import TezosError
 from signer.tezos.keys import Curve, PublicKeyHash
 
-VAULT_DRIVERS: dict[str, type[BaseModel]] = {"nitro": NitroSettings, "awskms": models.AwsCredentials}
+VAULT_DRIVERS: dict[str, type[BaseModel]] = {"nitro": NitroSettings, "awskms": models.AwsKmsSettings}
 STORAGE_DRIVERS = ("file", "aws", "dynamodb")
 WATERMARK_DRIVERS = ("file", "mem", "aws", "dynamodb")
 
@@ -63,6 +63,7 @@ _WORDS = {
     "finite_number": "expected a number",
     "missing": "is missing",
 }
+_MEMBERS = ("str", "AwsTable", "NitroSettings", "AwsKmsSettings")  # of unions
 _WHOLE = ("expected_pcrs",)  # a register without a value would be a check that is lost, not a default
 _SOME_KEY = PublicKeyHash(Curve.ED25519, bytes(20))  # in place of one that can't be read, to look at its policy
 _NO_BASE_DIR = "Key: 'Config.BaseDir' Error:Field validation for 'BaseDir' failed on the 'required' tag"
@@ -427,7 +428,7 @@ def _without_nulls(value: Any) -> Any:
 
 def _is_artificial(part: str | int) -> bool:
     """Pydantic names union members and dictionary keys in its locations; the file has no such keys."""
-    return isinstance(part, str) and (part == "[key]" or part in ("str", "AwsTable", "NitroSettings", "AwsCredentials"))
+    return isinstance(part, str) and (part == "[key]" or part in _MEMBERS)
 
 
 def _text(model: type[BaseModel], error: ErrorDetails, location: KeyPath) -> str:

@@ -342,11 +342,52 @@ class NitroSettings(Strict):
         return address.VsockAddress(cid, self.enclave_port or DEFAULT_ENCLAVE_PORT)
 
 
+_KMS_ARN = re.compile(r"arn:[a-z-]+:kms:([a-z0-9-]+):[0-9]{12}:(key/[A-Za-z0-9-]+|alias/[A-Za-z0-9/_-]+)")
+_KMS_NAME = re.compile(r"alias/[A-Za-z0-9/_-]+|[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}|mrk-[0-9a-f]{32}")
+
+
+def _kms_key(value: object) -> object:
+    """A key id, an alias, or the ARN of either."""
+    if not isinstance(value, str) or not (_KMS_ARN.fullmatch(value) or _KMS_NAME.fullmatch(value)):
+        raise PydanticCustomError("kms_key", "expected a key id, alias/<name>, or an ARN of either")
+    return value
+
+
+KmsKeyName = Annotated[str, BeforeValidator(_kms_key)]
+
+
+class AwsKmsSettings(AwsCredentials):
+    """`config` of a vault with driver `awskms`."""
+
+    keys: tuple[KmsKeyName, ...] | None = None  # those alone; None: all that the account lists
+    wait_timeout: Seconds = 2.5
+    refresh_interval: Seconds = 300.0  # between two looks at the list of keys
+
+    @field_validator("keys")
+    @classmethod
+    def _some_keys(cls, value: tuple[str, ...] | None) -> tuple[str, ...] | None:
+        if value is not None and not value:
+            raise PydanticCustomError("kms_keys", "an empty list names no key: name some, or leave keys out for all")
+        return value
+
+    @model_validator(mode="after")
+    def _one_region(self) -> Self:
+        for number, key in enumerate(self.keys or ()):
+            arn = _KMS_ARN.fullmatch(key)
+            if arn is not None and self.region and arn[1] != self.region:
+                raise PydanticCustomError(
+                    "kms_region",
+                    "keys.{number} is in {theirs}, and region is {ours}: a vault has one region",
+                    {"number": number, "theirs": arn[1], "ours": self.region},
+                )
+        return self
+
+
 class Vault(Strict):
     """One entry of `vaults`; *config* is the driver's own model."""
 
     driver: str
-    config: NitroSettings | AwsCredentials
+    config: NitroSettings | AwsKmsSettings
 
 
 class Watermark(Strict):

@@ -44,9 +44,8 @@ def refusals(settings: Settings) -> list[tuple[KeyPath, str]]:
     if settings.watermark.driver in ("aws", "dynamodb"):
         found.append((("watermark", "driver"), f"marks in DynamoDB are {later}"))
     for name, vault in settings.vaults.items():
-        if not isinstance(vault.config, NitroSettings):
-            found.append((("vaults", name), f"the driver {vault.driver} is {later}"))
-        elif vault.config.storage is not None and vault.config.storage.driver != "file":
+        nitro = vault.config
+        if isinstance(nitro, NitroSettings) and nitro.storage is not None and nitro.storage.driver != "file":
             found.append((("vaults", name, "config", "storage"), f"key storage in DynamoDB is {later}"))
     for pkh, policy in settings.tezos.items():
         if policy is not None and policy.authorized_keys is not None:

@@ -37,10 +37,15 @@ class UnsupportedByVaultError(SignerError):
 
 @dataclass(frozen=True, slots=True)
 class VaultKey:
-    """A key that a vault can use now. *reference* is the vault's own id of it, empty for nitro."""
+    """A key that a vault can use now. *reference* is the vault's own id of it, empty for nitro.
+
+    *aliases* and *tags* are what people call it there, as far as the vault was told to look.
+    """
 
     public_key: PublicKey
     reference: str = ""
+    aliases: tuple[str, ...] = ()
+    tags: tuple[tuple[str, str], ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,7 +55,7 @@ class VaultHealth:
     ready: bool
     detail: str
     keys: int  # usable now
-    skipped: Mapping[str, str]  # public key hash (or position) of each unusable key, and why
+    skipped: Mapping[str, str]  # public key hash (or position, or the vault's id) of each unusable key, and why
 
 
 Accept = Callable[[Signature], Awaitable[bool]]

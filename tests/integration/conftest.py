@@ -97,6 +97,8 @@ class Setup:
     server: dict[str, Any] = field(default_factory=dict)
     top: dict[str, Any] = field(default_factory=dict)
     nitro: dict[str, Any] = field(default_factory=dict)
+    vaults: dict[str, Any] = field(default_factory=dict)  # beside nitro
+    environment: dict[str, str] = field(default_factory=dict)  # of the signer, beside what all processes have
     processes: list[subprocess.Popen[bytes]] = field(default_factory=list)
 
     @property
@@ -145,7 +147,7 @@ class Setup:
                 "utility_address": f"127.0.0.1:{self.utility_port}",
                 **self.server,
             },
-            "vaults": {"nitro": {"driver": "nitro", "config": nitro | self.nitro}},
+            "vaults": {"nitro": {"driver": "nitro", "config": nitro | self.nitro}, **self.vaults},
             "tezos": self.policies,
             **self.top,
         }
@@ -157,7 +159,12 @@ class Setup:
     def run(self, *arguments: str, stdin: bytes = b"") -> subprocess.CompletedProcess[bytes]:
         """Run one command to its end."""
         return subprocess.run(
-            self.command(*arguments), input=stdin, capture_output=True, env=ENVIRONMENT, timeout=60, check=False
+            self.command(*arguments),
+            input=stdin,
+            capture_output=True,
+            env=ENVIRONMENT | self.environment,
+            timeout=60,
+            check=False,
         )
 
     def generate(self, kind: str, number: int = 1) -> list[str]:
@@ -177,7 +184,11 @@ class Setup:
     def start_signer(self, *extra: str, wait: bool = True) -> subprocess.Popen[bytes]:
         with self.log.open("ab") as log:
             process = subprocess.Popen(
-                self.command("serve", *extra), stdout=log, stderr=log, env=ENVIRONMENT, start_new_session=True
+                self.command("serve", *extra),
+                stdout=log,
+                stderr=log,
+                env=ENVIRONMENT | self.environment,
+                start_new_session=True,
             )
         self.processes.append(process)
         if wait:

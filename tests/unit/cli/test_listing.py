@@ -273,3 +273,34 @@ def test_a_script_for_the_shell() -> None:
 def test_options_that_are_none(text: str) -> None:
     with pytest.raises(click.UsageError):
         parse_options(text)
+
+
+class _Kms:
+    name, kind = "k", "AWSKMS"
+
+
+KMS = cast(Vault, _Kms())
+
+
+def test_what_people_call_a_key_of_kms_has_lines_of_its_own() -> None:
+    arn = "arn:aws:kms:eu-west-1:111122223333:key/1234abcd-12ab-34cd-56ef-1234567890ab"
+    labels = {"aliases": ("alias/baker", "alias/b"), "tags": (("Name", "baker"), ("team", "ops"))}
+    key = ListedKey(KMS, VaultKey(PublicKey.from_base58(EDPK), arn, **cast("Any", labels)), None)
+    lines = listing.as_text(key).splitlines()
+    assert lines[2:6] == [
+        f"Reference:                 {arn}",
+        "Aliases:                   [alias/baker alias/b]",
+        "Tags:                      [Name=baker team=ops]",
+        "Vault:                     AWSKMS",
+    ]
+    assert listing.as_json(key)["aliases"] == ["alias/baker", "alias/b"]
+    assert listing.as_json(key)["tags"] == {"Name": "baker", "team": "ops"}
+
+
+def test_a_key_of_kms_without_labels_is_listed_as_the_reference_does() -> None:
+    key = ListedKey(KMS, VaultKey(PublicKey.from_base58(EDPK), "arn:aws:kms:x"), None)
+    assert listing.as_text(key).splitlines()[2:4] == [
+        "Reference:                 arn:aws:kms:x",
+        "Vault:                     AWSKMS",
+    ]
+    assert not {"aliases", "tags"} & listing.as_json(key).keys()

@@ -55,7 +55,6 @@ tezos:
     assert [line.partition(" are ")[0].partition(" is ")[0] for line in found] == [
         "signatory.yaml:2: server.jwt: authentication by JWT",
         "signatory.yaml:4: watermark.driver: marks in DynamoDB",
-        "signatory.yaml:6: vaults.k: the driver awskms",
         f"signatory.yaml:9: tezos.{TZ1}.jwt_users: authentication by JWT",
     ]
 

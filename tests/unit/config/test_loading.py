@@ -325,7 +325,6 @@ policy_hook: {{address: "http://h/"}}
         "server.authorized_keys",
         "policy_hook",
         "watermark.driver",
-        "vaults.k",
         "vaults.n.config.storage",
         f"tezos.{TZ1}.authorized_keys",
         f"tezos.{TZ1}.jwt_users",
