@@ -53,8 +53,9 @@ class Finding:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Running:
-    """The enclave that runs, as nitro-cli tells."""
+    """An enclave that runs, as nitro-cli tells."""
 
+    name: str = ""
     measurements: Mapping[str, str]  # register to lower-case hex
     is_debug: bool = False
 
@@ -65,7 +66,7 @@ class Expected:
 
     role: str = ""  # ARN of the parent's role; empty: whom the policy lets decrypt with an attestation
     account: str = ""
-    running: Running | None = None
+    running: Sequence[Running] = ()
     # by its source ("--pcr0", "expected_pcrs"): register to values
     releases: Mapping[str, Mapping[str, Collection[str]]] = field(default_factory=dict)
 
@@ -355,31 +356,41 @@ class _Judge:
                 yield Finding(Severity.WARNING, "policy", text, "remove it from the Deny")
 
     def _of_releases(self) -> Iterator[Finding]:
-        """The values against those of the enclave that runs, and of the releases that are known."""
-        running = self._expected.running
-        if running is not None and running.is_debug:
-            text = "runs in debug mode: KMS sees zeros, and refuses it. It can't open its keys"
-            yield Finding(Severity.ERROR, "running enclave", text, "run it without --debug-mode")
-            running = None
-        measured = {} if running is None else running.measurements
+        """The values accepted against those of the enclaves that run, and of the releases that are known."""
+        for one in self._expected.running:
+            yield from self._of_running(one)
+        for source, registers in self._expected.releases.items():
+            for register, values in registers.items():
+                yield from self._of_release(source, register, set(values))
         for register in sorted(self._allowed):
-            accepted, known = self._allowed[register], set[str]()
-            if register in measured:
-                known.add(measured[register])
-                if measured[register] not in accepted:
-                    text = f"its {register} {measured[register]} is not accepted: it can't open its keys"
-                    advice = "add it to the policy, in Allow and Deny, or run the released image"
-                    yield Finding(Severity.ERROR, "running enclave", text, advice)
-            for source, registers in self._expected.releases.items():
-                values = set(registers.get(register, ()))
-                known |= values
-                for value in sorted(values - accepted):
-                    text = f"{register} {value} is not accepted by the policy"
-                    severity = Severity.WARNING if values & accepted else Severity.ERROR
-                    yield Finding(severity, source, text, "add it to the policy, in Allow and Deny")
-            for value in sorted(accepted - known) if known else ():
+            known = {value for one in self._expected.releases.values() for value in one.get(register, ())}
+            running = [one for one in self._expected.running if not one.is_debug]
+            known |= {one.measurements[register] for one in running if register in one.measurements}
+            for value in sorted(self._allowed[register] - known) if known else ():
                 text = f"{register} {value} is of no release known here: an old image can still open the keys"
                 yield Finding(Severity.WARNING, "policy", text, "remove it once nothing of that image runs")
+
+    def _of_running(self, enclave: Running) -> Iterator[Finding]:
+        where = "running enclave" + (f" {enclave.name}" if enclave.name else "")
+        if enclave.is_debug:
+            text = "runs in debug mode: KMS sees zeros, and refuses it. It can't open its keys"
+            yield Finding(Severity.ERROR, where, text, "run it without --debug-mode")
+            return
+        for register in sorted(self._allowed.keys() & enclave.measurements.keys()):
+            value = enclave.measurements[register]
+            if value not in self._allowed[register]:
+                text = f"its {register} {value} is not accepted: it can't open its keys"
+                advice = "add it to the policy, in Allow and Deny, or run the released image"
+                yield Finding(Severity.ERROR, where, text, advice)
+
+    def _of_release(self, source: str, register: str, values: set[str]) -> Iterator[Finding]:
+        accepted = self._allowed.get(register)
+        if accepted is None:  # not asked for, so not refused either
+            return
+        severity = Severity.WARNING if values & accepted else Severity.ERROR
+        for value in sorted(values - accepted):
+            text = f"{register} {value} is not accepted by the policy"
+            yield Finding(severity, source, text, "add it to the policy, in Allow and Deny, if it is to run")
 
 
 _ONLY_UNATTESTED = (

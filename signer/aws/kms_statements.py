@@ -178,6 +178,8 @@ def parse_policy(text: str) -> list[Statement]:
         document = json.loads(text, object_pairs_hook=_without_duplicates)
     except (ValueError, RecursionError) as exc:
         raise PolicyFormatError(f"the policy is no JSON: {exc}") from exc
+    if isinstance(document, dict) and isinstance(document.get("Policy"), str):  # what GetKeyPolicy answers
+        return parse_policy(document["Policy"])
     if not isinstance(document, dict) or "Statement" not in document:
         raise PolicyFormatError("the policy has no Statement: give the document itself, not what is around it")
     statements = document["Statement"]

@@ -413,22 +413,22 @@ def seen(expected: Expected, *values: str) -> list[str]:
 
 def test_the_running_enclave() -> None:
     running = Running(measurements={"PCR0": NEW, "PCR1": OTHER})
-    assert seen(Expected(running=running), NEW) == []
-    assert seen(Expected(running=running), OLD, NEW) == [
+    assert seen(Expected(running=[running]), NEW) == []
+    assert seen(Expected(running=[running]), OLD, NEW) == [
         f"warning policy: PCR0 {OLD} is of no release known here: an old image can still open the keys"
     ]
-    assert seen(Expected(running=running), OLD) == [
+    assert seen(Expected(running=[running]), OLD) == [
         f"error running enclave: its PCR0 {NEW} is not accepted: it can't open its keys",
         f"warning policy: PCR0 {OLD} is of no release known here: an old image can still open the keys",
     ]
-    assert seen(Expected(running=Running(measurements={"PCR0": OLD}, is_debug=True)), NEW) == [
+    assert seen(Expected(running=[Running(measurements={"PCR0": OLD}, is_debug=True)]), NEW) == [
         "error running enclave: runs in debug mode: KMS sees zeros, and refuses it. It can't open its keys"
     ]
 
 
 def test_the_releases() -> None:
     releases = {"expected_pcrs": {"PCR0": (OLD, NEW), "PCR2": (OTHER,)}}
-    assert seen(Expected(releases=releases, running=Running(measurements={"PCR0": NEW})), OLD, NEW) == []
+    assert seen(Expected(releases=releases, running=[Running(measurements={"PCR0": NEW})]), OLD, NEW) == []
     assert seen(Expected(releases=releases), NEW) == [
         f"warning expected_pcrs: PCR0 {OLD} is not accepted by the policy"
     ]
