@@ -1,29 +1,30 @@
 """A client of one AWS service, with the credentials of one component; boto3 in worker threads.
 
-Nothing is exported to the environment (weakness 31). What may be repeated is repeated here, not by botocore.
+Nothing is exported to the environment, so one component's credentials and region never reach another's (weakness 31 of
+the signer specification). What the configuration leaves open comes from botocore's chain: environment, shared files
+with profiles, web identity, container, instance metadata; botocore renews what expires. What may be repeated is
+repeated here, not by botocore, which knows nothing of the caller's deadline.
 """
 
+import os
 import random
 import threading
 from collections.abc import Mapping
 from functools import partial
+from pathlib import Path
 from typing import Any, Protocol
 
 import trio
 from pydantic import SecretStr
 
-from signer.errors import SignerError, UnavailableError
+from signer.aws.errors import AwsError, AwsUnavailableError, Call, answered, unanswered
+
+__all__ = ["AwsClient", "AwsError", "AwsUnavailableError", "CredentialValues"]
 
 _TRIES = 3  # where the caller sets no deadline
 _PAUSE, _LONGEST_PAUSE = 0.05, 1.0  # seconds before the second try, doubled up to the next
-_THROTTLED = (
-    "ProvisionedThroughputExceededException",
-    "RequestLimitExceeded",
-    "RequestThrottled",
-    "Throttling",
-    "ThrottlingException",
-    "TooManyRequestsException",
-)
+_RENEWAL = 1.0  # seconds that a client lives at least before stale credentials are looked up anew
+_CONTAINER_MARKS = ("/.dockerenv", "/run/.containerenv")
 
 
 class CredentialValues(Protocol):
@@ -39,33 +40,12 @@ class CredentialValues(Protocol):
     def region(self) -> str: ...
 
 
-class AwsError(SignerError):
-    """AWS refused a call, which was not executed; *response* is its answer as botocore parses it."""
-
-    def __init__(
-        self,
-        message: str,
-        *,
-        code: str = "",
-        action: str = "",
-        resource: str = "",
-        response: Mapping[str, Any] | None = None,
-    ) -> None:
-        super().__init__(message)
-        self.code = code
-        self.action = action
-        self.resource = resource
-        self.response: Mapping[str, Any] = response or {}
-
-
-class AwsUnavailableError(AwsError, UnavailableError):
-    """Throttled, or no answer: the call may have been executed, and may be repeated."""
-
-    status = 502
-
-
 class AwsClient:
-    """A client of *service*; *component* is what its errors are said to belong to. Nothing is contacted at first."""
+    """A client of *service*; *component* is what its errors are said to belong to.
+
+    Nothing is contacted, and boto3 not imported, before the first call. At most *workers* calls are made at once; one
+    that nobody waits for any more keeps its thread until the timeouts (seconds, of one try) end it.
+    """
 
     def __init__(
         self,
@@ -82,59 +62,94 @@ class AwsClient:
         self._component = component
         self._workers = workers
         self._timeouts = connect_timeout, read_timeout
+        self._region = credentials.region or os.environ.get("AWS_REGION", "")  # which boto3 itself passes over
         self._making = threading.Lock()
         self._boto: Any = None
+        self._made_at = 0.0  # Trio's clock
         self._limiter = trio.CapacityLimiter(workers)
+
+    @property
+    def region(self) -> str:
+        """The region that is asked; "" while only a shared file may tell it and no call was made."""
+        return self._region
 
     async def call(
         self, action: str, *, resource: str = "", deadline: float | None = None, **parameters: Any
     ) -> dict[str, Any]:
-        """One call; where it may be repeated, it is, until *deadline* (Trio's clock; None: 3 tries)."""
-        tries, pause = 1, _PAUSE
+        """The answer to *action* ("Sign", "PutItem"); *resource* is what errors say it was about.
+
+        What may be repeated is repeated until *deadline* (Trio's clock; None: 3 tries). Raises `AwsError`, and
+        `AwsUnavailableError` where all tries failed or the deadline came first. Cancelling it abandons the wait: the
+        call may still be executed.
+        """
+        tries, pause, renewed = 1, _PAUSE, False
+        last: AwsUnavailableError | None = None
         while True:
             try:
-                return await trio.to_thread.run_sync(
-                    partial(self._call, action, resource, parameters), limiter=self._limiter, abandon_on_cancel=True
-                )
-            except AwsUnavailableError:
+                return await self._try(action, resource, deadline, parameters, last)
+            except AwsUnavailableError as exc:
+                last = exc
                 wait = pause * random.uniform(0.5, 1)  # noqa: S311  # spreads retries, keeps no secret
                 if tries >= _TRIES if deadline is None else trio.current_time() + wait >= deadline:
                     raise
                 await trio.sleep(wait)
+            except AwsError as exc:
+                if renewed or not exc.stale or not self._forget():
+                    raise
+                renewed = True
             tries, pause = tries + 1, min(2 * pause, _LONGEST_PAUSE)
+
+    async def _try(
+        self,
+        action: str,
+        resource: str,
+        deadline: float | None,
+        parameters: Mapping[str, Any],
+        last: AwsUnavailableError | None,
+    ) -> dict[str, Any]:
+        """One try; where *deadline* ends it, *last* (of the try before) says more than that."""
+        began = trio.current_time()
+        with trio.move_on_at(float("inf") if deadline is None else deadline):
+            return await trio.to_thread.run_sync(
+                partial(self._call, action, resource, parameters, began), limiter=self._limiter, abandon_on_cancel=True
+            )
+        elapsed = trio.current_time() - began
+        raise last or self._facts(action, resource).fails(f"no answer: none within {elapsed:.1f} s", repeat=True)
+
+    def _facts(self, action: str, resource: str) -> Call:
+        return Call(self._component, self._service, action, resource, self._region, _in_container())
+
+    def _forget(self) -> bool:
+        """Have the next call look up the credentials anew; not where that was done a moment ago."""
+        if self._boto is None or trio.current_time() - self._made_at < _RENEWAL:
+            return False
+        self._boto = None
+        return True
 
     # -- in a worker thread
 
-    def _call(self, action: str, resource: str, parameters: Mapping[str, Any]) -> dict[str, Any]:
+    def _call(self, action: str, resource: str, parameters: Mapping[str, Any], now: float) -> dict[str, Any]:
         from botocore import xform_name
-        from botocore.exceptions import (
-            BotoCoreError,
-            ChecksumError,
-            ClientError,
-            HTTPClientError,
-            IncompleteReadError,
-        )
+        from botocore.exceptions import BotoCoreError, ClientError
         from botocore.parsers import ResponseParserError
 
-        name = f"{self._service}:{action}"
         try:
-            answer: dict[str, Any] = getattr(self._client(), xform_name(action))(**parameters)
+            answer: dict[str, Any] = getattr(self._client(now), xform_name(action))(**parameters)
         except ClientError as exc:
-            code = str(exc.response.get("Error", {}).get("Code", ""))
-            status = exc.response.get("ResponseMetadata", {}).get("HTTPStatusCode", 0)
-            kind = AwsUnavailableError if status >= 500 or code in _THROTTLED else AwsError
-            text = f"{self._component}: {name} on {resource}: {exc}"
-            raise kind(text, code=code, action=name, resource=resource, response=exc.response) from exc
-        except (BotoCoreError, ResponseParserError) as exc:  # the last ones: a reply that was cut or garbled
-            unknown = (HTTPClientError, ChecksumError, IncompleteReadError, ResponseParserError)
-            kind = AwsUnavailableError if isinstance(exc, unknown) else AwsError
-            raise kind(f"{self._component}: {name} on {resource}: {exc}", action=name, resource=resource) from exc
+            raise answered(self._facts(action, resource), exc.response, operation=exc.operation_name) from exc
+        except (BotoCoreError, ResponseParserError) as exc:
+            raise unanswered(self._facts(action, resource), exc) from exc
+        except RuntimeError as exc:
+            if "redentials" not in str(exc):
+                raise
+            raise unanswered(self._facts(action, resource), exc) from exc
         return answer
 
-    def _client(self) -> Any:
+    def _client(self, now: float) -> Any:
         with self._making:
             if self._boto is None:
-                self._boto = self._make()
+                self._boto, self._made_at = self._make(), now
+                self._region = self._boto.meta.region_name or self._region
             return self._boto
 
     def _make(self) -> Any:
@@ -142,16 +157,33 @@ class AwsClient:
         from botocore.config import Config
 
         own, (connect, read) = self._credentials, self._timeouts
+        given = own.access_key_id and own.secret_access_key.get_secret_value()
         session = boto3.session.Session(
-            own.access_key_id or None,
-            own.secret_access_key.get_secret_value() or None,
-            own.session_token.get_secret_value() or None,
-            region_name=own.region or None,
+            own.access_key_id if given else None,
+            own.secret_access_key.get_secret_value() if given else None,
+            (own.session_token.get_secret_value() or None) if given else None,
+            region_name=self._region or None,
         )
         config = Config(
             connect_timeout=connect,
             read_timeout=read,
             retries={"total_max_attempts": 1},
             max_pool_connections=self._workers,
+            tcp_keepalive=True,
         )
-        return session.client(self._service, config=config)
+        client = session.client(self._service, config=config)
+        client.meta.events.register(f"before-parse.{self._service}", _check_length)
+        return client
+
+
+def _check_length(response_dict: Mapping[str, Any], **_: object) -> None:
+    """A reply that was cut: botocore would take it for an answer without any of its members."""
+    from botocore.exceptions import IncompleteReadError
+
+    announced, body = response_dict["headers"].get("content-length"), response_dict["body"]
+    if announced is not None and isinstance(body, bytes) and len(body) < int(announced):
+        raise IncompleteReadError(actual_bytes=len(body), expected_bytes=int(announced))
+
+
+def _in_container() -> bool:
+    return any(Path(mark).exists() for mark in _CONTAINER_MARKS)

@@ -1,0 +1,201 @@
+"""The client of AWS over real HTTP: credentials of its own, and what a network does to calls."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import trio
+from trio.testing import wait_all_tasks_blocked
+
+from signer.aws.client import AwsClient, AwsError, AwsUnavailableError
+from signer.config.models import AwsCredentials
+from tests.integration.conftest import free_port
+from tests.kms_server import CREDENTIALS, CUTS, REGION, Kms, environment, serving
+
+
+@pytest.fixture
+def kms(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Kms]:
+    for name in [name for name in os.environ if name.startswith("AWS_")]:
+        monkeypatch.delenv(name)
+    with serving() as server:
+        for name, value in environment(server.url, tmp_path).items():
+            monkeypatch.setenv(name, value)
+        yield server
+
+
+def client(credentials: dict[str, str] = CREDENTIALS, **options: Any) -> AwsClient:
+    return AwsClient("kms", AwsCredentials.model_validate(credentials), component="vault kms", **options)
+
+
+def first_faults(kms: Kms, *faults: str) -> None:
+    """Let the next requests meet *faults*, and those that follow none."""
+    coming = list(faults)
+    kms.choose = lambda _action, _key: coming.pop(0) if coming else ""
+
+
+async def test_a_call_is_answered(kms: Kms) -> None:
+    arn = kms.add("ECC_SECG_P256K1")
+    assert (await client().call("GetPublicKey", resource=arn, KeyId=arn))["KeyId"] == arn
+    assert kms.regions == {REGION}
+
+
+async def test_the_configured_credentials_stay_with_their_client(kms: Kms) -> None:
+    """Weakness 31: nothing is exported, so a second client doesn't inherit the first one's token or region."""
+    before = dict(os.environ)
+    one = client({**CREDENTIALS, "session_token": "TOKEN-1", "region": "eu-west-1"})
+    other = client({**CREDENTIALS, "region": "us-east-2"})
+    await one.call("ListKeys")
+    await other.call("ListKeys")
+    assert kms.regions == {"eu-west-1", "us-east-2"}
+    assert kms.tokens == {"TOKEN-1", ""}
+    assert dict(os.environ) == before
+    assert (one.region, other.region) == ("eu-west-1", "us-east-2")
+
+
+@pytest.mark.parametrize("variable", ["AWS_REGION", "AWS_DEFAULT_REGION"])
+async def test_what_is_not_configured_comes_from_the_environment(
+    kms: Kms, monkeypatch: pytest.MonkeyPatch, variable: str
+) -> None:
+    monkeypatch.setenv("AWS_ACCESS_KEY_ID", "AKID")
+    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "SECRET")
+    monkeypatch.setenv("AWS_SESSION_TOKEN", "TOKEN")
+    monkeypatch.setenv(variable, "ap-south-1")
+    asking = client({})
+    await asking.call("ListKeys")
+    assert (kms.regions, kms.tokens) == ({"ap-south-1"}, {"TOKEN"})
+    assert asking.region == "ap-south-1"
+
+
+async def test_a_configured_key_takes_no_token_of_the_environment(kms: Kms, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("AWS_SESSION_TOKEN", "TOKEN")
+    await client().call("ListKeys")
+    assert kms.tokens == {""}
+
+
+async def test_a_profile_of_the_shared_files(kms: Kms, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "aws-credentials").write_text("[baker]\naws_access_key_id=AKID\naws_secret_access_key=SECRET\n")
+    (tmp_path / "aws-config").write_text("[profile baker]\nregion=eu-north-1\n")
+    monkeypatch.setenv("AWS_PROFILE", "baker")
+    await client({}).call("ListKeys")
+    assert kms.regions == {"eu-north-1"}
+
+
+async def test_without_credentials_the_places_are_named(kms: Kms) -> None:
+    with pytest.raises(AwsError, match="neither the configuration, nor the environment") as caught:
+        await client({"region": REGION}).call("ListKeys")
+    assert not isinstance(caught.value, AwsUnavailableError)
+    assert kms.calls == []
+
+
+async def test_without_a_region_the_setting_is_named(kms: Kms) -> None:
+    with pytest.raises(AwsError, match="set region in the configuration, or AWS_REGION"):
+        await client({"access_key_id": "A", "secret_access_key": "S"}).call("ListKeys")
+    assert kms.calls == []
+
+
+async def test_credentials_that_come_later_are_found(kms: Kms, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("signer.aws.client._RENEWAL", 0.0)
+    asking = client({"region": REGION})
+    with pytest.raises(AwsError, match="credentials"):
+        await asking.call("ListKeys")
+    (tmp_path / "aws-credentials").write_text("[default]\naws_access_key_id=AKID\naws_secret_access_key=SECRET\n")
+    assert await asking.call("ListKeys")
+
+
+async def test_expired_credentials_are_looked_up_anew(
+    kms: Kms, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Another program has written a new token to the shared file; botocore alone would keep the old one for good."""
+    monkeypatch.setattr("signer.aws.client._RENEWAL", 0.0)
+    shared = tmp_path / "aws-credentials"
+    template = "[default]\naws_access_key_id=AKID\naws_secret_access_key=SECRET\naws_session_token={}\n"
+    shared.write_text(template.format("OLD"))
+    asking = client({"region": REGION})
+    await asking.call("ListKeys")
+    shared.write_text(template.format("NEW"))
+    first_faults(kms, "expired")
+    await asking.call("ListKeys")
+    assert kms.tokens == {"OLD", "NEW"}
+
+
+@pytest.mark.parametrize(
+    ("fault", "text"),
+    [("expired", "has expired: renew it"), ("skewed", "clock is wrong"), ("denied", "role needs kms:")],
+)
+async def test_a_refusal_is_explained_and_not_repeated_for_ever(kms: Kms, fault: str, text: str) -> None:
+    kms.choose = lambda *_: fault
+    with pytest.raises(AwsError, match=text) as caught:
+        await client().call("ListKeys", deadline=trio.current_time() + 30)
+    assert not isinstance(caught.value, AwsUnavailableError)
+    assert kms.count("ListKeys") <= 2
+
+
+@pytest.mark.parametrize("fault", ["throttled", "broken", "unavailable", *CUTS])
+async def test_what_may_be_over_is_repeated_within_the_deadline(kms: Kms, fault: str) -> None:
+    first_faults(kms, fault, fault)
+    assert await client().call("ListKeys", deadline=trio.current_time() + 30)
+    assert kms.count("ListKeys") == 3
+
+
+@pytest.mark.parametrize("fault", ["throttled", "broken", "unavailable", *CUTS])
+async def test_without_a_deadline_three_tries_are_made(kms: Kms, fault: str) -> None:
+    kms.choose = lambda *_: fault
+    with pytest.raises(AwsUnavailableError) as caught:
+        await client().call("ListKeys")
+    assert kms.count("ListKeys") == 3
+    assert caught.value.throttled is (fault == "throttled")
+
+
+async def test_the_deadline_ends_the_tries(kms: Kms) -> None:
+    kms.choose = lambda *_: "throttled"
+    began = trio.current_time()
+    with pytest.raises(AwsUnavailableError, match="Rate exceeded"):
+        await client().call("ListKeys", deadline=began + 0.4)
+    assert trio.current_time() - began < 0.4 + 0.1
+    assert kms.count("ListKeys") > 2
+
+
+async def test_a_server_that_hangs_is_left_at_the_deadline(kms: Kms) -> None:
+    kms.choose = lambda *_: "held"
+    began = trio.current_time()
+    with pytest.raises(AwsUnavailableError, match="none within"):
+        await client().call("ListKeys", deadline=began + 0.2)
+    assert trio.current_time() - began < 2
+
+
+async def test_a_server_that_hangs_is_left_at_the_read_timeout(kms: Kms) -> None:
+    first_faults(kms, "held")
+    assert await client(read_timeout=0.2).call("ListKeys")
+    assert kms.count("ListKeys") == 2
+
+
+async def test_a_cancelled_call_leaves_the_client_usable(kms: Kms) -> None:
+    first_faults(kms, "held")
+    asking = client()
+    with trio.move_on_after(0.2) as scope:
+        await asking.call("ListKeys")
+    assert scope.cancelled_caught
+    assert await asking.call("ListKeys")
+
+
+async def test_nobody_listening_is_told_as_such(kms: Kms, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("AWS_ENDPOINT_URL_KMS", f"http://127.0.0.1:{free_port()}")
+    with pytest.raises(AwsUnavailableError, match="whether this host resolves and reaches that name"):
+        await client().call("ListKeys")
+
+
+async def test_calls_at_once_are_bounded(kms: Kms) -> None:
+    kms.choose = lambda *_: "held"
+    asking = client(workers=3)
+    async with trio.open_nursery() as nursery:
+        for _ in range(8):
+            nursery.start_soon(asking.call, "ListKeys")
+        await wait_all_tasks_blocked()
+        waiting = asking._limiter.statistics()
+        assert (waiting.borrowed_tokens, waiting.tasks_waiting) == (3, 5)
+        kms.hold.set()
+    assert len(kms.calls) == 8
