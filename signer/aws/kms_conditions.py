@@ -148,6 +148,8 @@ def _no_register(condition: Condition) -> Fault:
 
 
 def _value_faults(condition: Condition) -> Iterator[Fault]:
+    if not condition.values:
+        yield Fault(Harm.CLOSES, f"{condition} names no value", "put in the value that nitro-cli build-enclave printed")
     for value in condition.values:
         if not re.fullmatch("[0-9a-fA-F]{96}", value):
             shown = value if len(value) <= 24 else f"{value[:24]}..."

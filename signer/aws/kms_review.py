@@ -19,12 +19,13 @@ from signer.aws.kms_conditions import (
     restricts,
 )
 from signer.aws.kms_policy import ATTESTED_ACTIONS, POWER_ACTIONS, SECRET_ACTIONS
-from signer.aws.kms_statements import KEY_ACTIONS, Principal, Statement
+from signer.aws.kms_statements import KEY_ACTIONS, Principal, Statement, role_identity
 
 # Those that take a Recipient (section 3.6); on every other one a condition on it never matches.
 _TAKE_A_DOCUMENT = (*ATTESTED_ACTIONS, "kms:GenerateDataKeyPair", "kms:DeriveSharedSecret")
 _SENSITIVE = {*SECRET_ACTIONS, *POWER_ACTIONS, "kms:Encrypt"}
 _PRINT_ONE = "signer kms-policy prints a policy that has it"
+_NEEDED = ("kms:Encrypt", "kms:PutKeyPolicy")  # without the one no new key, without the other no new image
 _ONLY_ATTESTED = "allow it to the parent's role only, with StringEqualsIgnoreCase on kms:RecipientAttestation:PCR0"
 
 
@@ -67,6 +68,7 @@ class Expected:
     role: str = ""  # ARN of the parent's role; empty: whom the policy lets decrypt with an attestation
     account: str = ""
     running: Sequence[Running] = ()
+    required: Collection[str] = ()  # registers that the policy has to ask for
     # by its source ("--pcr0", "expected_pcrs"): register to values
     releases: Mapping[str, Mapping[str, Collection[str]]] = field(default_factory=dict)
 
@@ -298,6 +300,10 @@ class _Judge:
             yield Finding(Severity.ERROR, statement.name, text, f"take it out, or {_ONLY_UNATTESTED}")
         if not statement.attestation or not secret:
             return
+        if always := [one for one in _NEEDED if one in statement.covered]:
+            text = f"{_listed(always)} ({_written(statement, always)}): no attestation document goes with it, so it is "
+            text += "denied always"
+            yield Finding(Severity.ERROR, statement.name, text, f"name {', '.join(SECRET_ACTIONS)} only")
         for fault in deny_faults(statement):
             severity = Severity.WARNING if fault.harm is Harm.UNTIDY else Severity.ERROR
             yield Finding(severity, statement.name, fault.text, fault.advice)
@@ -320,22 +326,25 @@ class _Judge:
         if missing := [one for one in SECRET_ACTIONS if one not in self._holding]:
             text = f"no Deny keeps {_listed(missing)} from grants, administrators and IAM policies"
             yield Finding(Severity.WARNING, "policy", text, f"{_ONLY_UNATTESTED}; {_PRINT_ONE}")
-        if not self._somebody_seals():
+        if not self._allows_anybody("kms:Encrypt") and not self._refused_to_all("kms:Encrypt"):
             text = "nobody may call kms:Encrypt, with which tee-signer's image seals new keys"
             advice = "allow it to the parent's role, or, where every image seals with data keys, deny it to everyone"
             yield Finding(Severity.WARNING, "policy", text, advice)
-        if not any("kms:PutKeyPolicy" in one.covered and not one.attestation for one in self._allows):
+        if not self._allows_anybody("kms:PutKeyPolicy") or self._refused_to_all("kms:PutKeyPolicy"):
             text = "nobody may change the policy (kms:PutKeyPolicy): the next image can't be let in"
             yield Finding(Severity.WARNING, "policy", text, "allow it to administrators or to the account's root")
 
-    def _somebody_seals(self) -> bool:
-        """Whether kms:Encrypt is allowed, or refused on purpose."""
-        refused = any("kms:Encrypt" in one.covered and one.covers_everyone for one in self._denies)
-        return refused or any("kms:Encrypt" in one.covered for one in self._allows)
+    def _allows_anybody(self, action: str) -> bool:
+        return any(action in one.covered and not one.attestation for one in self._allows)
+
+    def _refused_to_all(self, action: str) -> bool:
+        return any(action in one.covered and one.covers_everyone and not one.conditions for one in self._denies)
 
     @staticmethod
     def _lets(statement: Statement, role: str) -> bool:
-        return statement.covers_everyone or _is_role(statement.principals, role)
+        account = next(iter(role_identity(role) or ()), "")
+        through_iam = any(one.is_account and one.account == account for one in statement.principals)
+        return statement.covers_everyone or through_iam or _is_role(statement.principals, role)
 
     def _of_agreement(self) -> Iterator[Finding]:
         """Allow and Deny have to name the same values."""
@@ -359,6 +368,10 @@ class _Judge:
         """The values accepted against those of the enclaves that run, and of the releases that are known."""
         for one in self._expected.running:
             yield from self._of_running(one)
+        for register in self._expected.required:
+            if self._bound and register not in self._allowed:
+                text = f"{register} is not asked for"
+                yield Finding(Severity.WARNING, "policy", text, f"add it to the condition, and a Deny; {_PRINT_ONE}")
         for source, registers in self._expected.releases.items():
             for register, values in registers.items():
                 yield from self._of_release(source, register, set(values))

@@ -180,6 +180,7 @@ def _check(
         role=named,
         account=account or (state.account if state else ""),
         running=_running(concerned),
+        required=[*registers],
         releases=given | {f"{name}: expected_pcrs": one.expected_pcrs for name, one in concerned.items()},
     )
     found = review(statements, expected, state.grants if state else ())

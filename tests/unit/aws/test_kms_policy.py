@@ -280,6 +280,14 @@ BAD: dict[str, tuple[Severity, str, list[Json]]] = {
         "lets images pass that nobody has named",
         [*GOOD[:3], HOLD | {"Condition": when("StringNotLike", "*")}],
     ),
+    "a Deny of what no document goes with": (
+        E,
+        "kms:Encrypt, kms:PutKeyPolicy (by kms:*): no attestation document goes with it, so it is denied always",
+        [*GOOD[:3], HOLD | {"Action": "kms:*"}],
+    ),
+    "a Deny of every change": (W, "nobody may change the policy", [*GOOD, deny("kms:PutKeyPolicy")]),
+    "no value": (E, "names no value", [allow("kms:Decrypt", Condition=when("StringEquals", []))]),
+    "a Deny of no value": (E, "names no value", [*GOOD[:3], HOLD | {"Condition": when("StringNotEquals", [])}]),
     "a Deny with ArnNotLike": (E, "never compares it", [*GOOD[:3], HOLD | {"Condition": when("ArnNotLike")}]),
     "a Deny that lets debug mode pass": (
         E,
@@ -443,6 +451,20 @@ def test_the_role_expected() -> None:
     assert found.severity is E
     assert "is not the one that may decrypt" in found.text
     assert findings(ours(), Expected(role=f"arn:aws:iam::{ACCOUNT}:role/signatory-nitro-role")) == []
+    through_iam = [ADMINISTER, ENCRYPT, DECRYPT | {"Principal": {"AWS": ROOT}}, HOLD]
+    assert findings(through_iam, Expected(role=ROLE)) == []
+    assert findings(through_iam, Expected(role="arn:aws:iam::444455556666:role/x"))[0].severity is E
+
+
+def test_encrypt_may_be_refused_on_purpose() -> None:
+    """Where every image seals with data keys (section 5.3)."""
+    assert findings([ADMINISTER, DECRYPT, HOLD, deny("kms:Encrypt")]) == []
+
+
+def test_the_registers_required() -> None:
+    assert findings(ours(PCR0=[NEW], PCR8=[OLD]), Expected(required=["PCR0", "PCR8"])) == []
+    (found,) = findings(ours(PCR0=[NEW]), Expected(required=["PCR0", "PCR8"]))
+    assert (found.severity, found.text) == (W, "PCR8 is not asked for")
 
 
 def test_grants() -> None:

@@ -196,6 +196,11 @@ def test_the_images_given() -> None:
     assert "of no release" not in done.out
 
 
+def test_a_register_that_is_not_asked_for() -> None:
+    done = checked(ours(PCR0=[LISTED]), "--pcr0", LISTED, "--pcr8", OLD, *NO_CONFIG)
+    assert (done.status, "warning: policy: PCR8 is not asked for" in done.out) == (1, True)
+
+
 def test_the_role_given() -> None:
     assert checked(ours(PCR0=[LISTED]), *NAMED, *NO_CONFIG).status == 0
     done = checked(ours(PCR0=[LISTED]), "--role", "another", "--account", ACCOUNT, *NO_CONFIG)
