@@ -58,6 +58,12 @@ def test_the_policy_is_printed() -> None:
     assert call("kms-policy", "--pcr0", NEW, *NAMED).out == json.dumps(ours(PCR0=[NEW]), indent=2) + "\n"
 
 
+def test_the_example_is_what_is_printed() -> None:
+    example = Path(__file__).parents[3] / "contrib/kms/key-policy.json"
+    role = ("--role", "signatory-nitro-role", "--account", ACCOUNT, "--admin", ADMIN)
+    assert call("kms-policy", "--pcr0", OLD, *role).out == example.read_text()
+
+
 def test_account_and_partition_come_from_the_arn() -> None:
     assert printed("--pcr0", NEW, "--role", ROLE) == ours(PCR0=[NEW])
     china = json.dumps(printed("--pcr0", NEW, "--role", ROLE.replace("aws", "aws-cn")))
