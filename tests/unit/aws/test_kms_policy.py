@@ -376,6 +376,58 @@ def test_what_is_open_is_a_warning_where_a_deny_holds() -> None:
         assert "(only the Deny of statement 4 stops it)" in first.text
 
 
+@pytest.mark.parametrize(
+    ("condition", "severity"),
+    [
+        (when("StringNotEqualsIgnoreCase"), W),
+        (when("StringEqualsIfExists"), W),
+        (when("ForAllValues:StringEquals"), W),
+        (when("StringLike", "*"), W),
+        (when("Null", "false"), W),
+        (when("StringEquals", [NEW, ZEROS]), W),
+        (when("StringEquals", NEW, "kms:RecipientAttestation:PCR3"), W),
+        (when("NumericEquals"), E),
+        (when("StringEquals", "PLACEHOLDER"), E),
+        (when("StringEquals", []), E),
+        (when("StringEquals", "B2" * 48), E),
+        (when("StringEquals", NEW, "kms:RecipientAttestation:NitroTPMPCR0"), E),
+        (when("StringEquals", NEW, "kms:RecipientAttestation:PCRO"), E),
+    ],
+)
+def test_a_deny_holds_what_lets_in_and_not_what_keeps_out(condition: Json, severity: Severity) -> None:
+    """What keeps the enclave out stays an error: no other statement mends it."""
+    assert findings([*GOOD, allow("kms:Decrypt", Condition=condition)])[0].severity is severity
+
+
+@pytest.mark.parametrize(
+    "condition",
+    [
+        when("Null", "true"),
+        when("ForAnyValue:StringNotEquals"),
+        when("StringNotLike", "*"),
+        when("StringNotEquals", [NEW, ZEROS]),
+        when("StringNotEquals", NEW, "kms:RecipientAttestation:PCR3"),
+        when("StringEquals"),
+    ],
+)
+def test_a_deny_that_does_not_hold_is_no_deny(condition: Json) -> None:
+    found = findings([*GOOD[:3], HOLD | {"Condition": condition}, allow("kms:Decrypt")])
+    assert any("no Deny keeps kms:Decrypt" in one.text for one in found)
+    assert any(one.severity is E and "is open" in one.text and "only the Deny" not in one.text for one in found)
+
+
+def test_two_denies_let_pass_what_both_do() -> None:
+    found = findings([*GOOD[:3], *(HOLD | {"Condition": when("StringNotEquals", [NEW, one])} for one in (OLD, OTHER))])
+    assert found == []
+    found = findings([*GOOD, HOLD | {"Condition": when("StringNotEquals", OTHER)}])
+    assert [one.text for one in found] == [f"PCR0 {NEW} is allowed, and denied: that image can't open its keys"]
+
+
+def test_two_operators_on_one_register_are_both_met() -> None:
+    both = when("StringEquals", [NEW, OLD]) | when("StringEqualsIgnoreCase", [NEW, OTHER])
+    assert findings([ADMINISTER, ENCRYPT, allow("kms:Decrypt", Condition=both), HOLD]) == []
+
+
 def test_a_condition_that_is_worth_nothing_beside_a_good_one() -> None:
     both = when("StringEqualsIgnoreCase") | when("Null", "false")
     assert [one.severity for one in findings([*GOOD[:3], allow("kms:Decrypt", Condition=both)])] == [W, W]
