@@ -255,6 +255,11 @@ BAD: dict[str, tuple[Severity, str, list[Json]]] = {
         [allow("kms:Decrypt", Condition=when("StringEquals", NEW, "kms:RecipientAttestation:PCR8"))],
     ),
     "no PCR condition at all": (E, "no statement lets an enclave decrypt by the PCR0", [ADMINISTER, ENCRYPT]),
+    "an image only for data keys": (
+        E,
+        "no statement lets an enclave decrypt by the PCR0",
+        [ADMINISTER, ENCRYPT, allow("kms:GenerateDataKey", Condition=when("StringEquals")), HOLD],
+    ),
     "nobody administers": (W, "nobody may change the policy", [ENCRYPT, DECRYPT, HOLD]),
     "nobody seals": (W, "nobody may call kms:Encrypt", [ADMINISTER, DECRYPT, HOLD]),
     "no Deny": (W, "no Deny keeps kms:Decrypt, kms:GenerateDataKey, kms:ReEncryptFrom", GOOD[:3]),
@@ -447,6 +452,20 @@ def test_power_of_the_role_is_not_held_by_a_deny_for_another() -> None:
     assert findings([*GOOD, power, deny("kms:PutKeyPolicy", session)])[0].severity is E, "one session is not the role"
 
 
+def test_the_account_is_no_role() -> None:
+    through_iam = [allow("kms:PutKeyPolicy", ROOT), ENCRYPT, DECRYPT | {"Principal": {"AWS": ROOT}}, HOLD]
+    assert findings(through_iam) == []
+
+
+def test_power_through_iam_is_denied_to_each_role() -> None:
+    both = allow("kms:Decrypt", [ROLE, ADMIN], Condition=when("StringEquals"))
+    policy = [allow("kms:PutKeyPolicy", ROOT), ENCRYPT, both, HOLD]
+    one_role, other = deny("kms:PutKeyPolicy", ROLE), deny("kms:PutKeyPolicy", ADMIN)
+    (found,) = findings([*policy, one_role])
+    assert "kms:PutKeyPolicy for the account" in found.text
+    assert findings([*policy, one_role, other]) == []
+
+
 def test_a_condition_on_the_registers_counts_under_any_spelling() -> None:
     both = when("stringequalsignorecase", NEW.upper(), "KMS:recipientattestation:IMAGESHA384")
     assert findings([ADMINISTER, ENCRYPT, allow("kms:Decrypt", Condition=both), HOLD]) == []
@@ -529,6 +548,8 @@ def test_grants() -> None:
     (found,) = with_grant(GOOD, "Decrypt", "CreateGrant")
     assert (found.severity, "kms:Decrypt, kms:CreateGrant" in found.text) == (W, True)
     assert "only the Deny of statement 4" in found.text
+    assert "x call kms:Decrypt, whatever" in with_grant(GOOD, "Decrypt")[0].text
+    assert "x call kms:CreateGrant, whatever" in with_grant(GOOD, "CreateGrant")[0].text
     (found,) = with_grant(GOOD[:3], "ReEncryptFrom")
     assert "only" not in found.text
 
@@ -710,6 +731,27 @@ def test_partitions() -> None:
     ]
     assert partition_of(arn="arn:aws-cn:iam::1:role/x", region="eu-west-1") == "aws-cn"
     assert partition_of(arn="name", region="us-gov-east-1") == "aws-us-gov"
+
+
+@pytest.mark.parametrize(
+    ("pattern", "covered"),
+    [
+        ("*", True),
+        ("kms:*", True),
+        ("KMS:decrypt", True),
+        ("kms:?ecrypt", True),
+        ("kms:D*t", True),
+        ("kms:Decryp", False),
+        ("kms:Decrypt?", False),
+        ("kms:[D]ecrypt", False),
+        ("kms:.*", False),
+        ("s3:*", False),
+        ("*a" * 1_000, False),
+    ],
+)
+def test_patterns(pattern: str, covered: bool) -> None:
+    (found,) = parse_policy(json.dumps({"Statement": allow(pattern)}))
+    assert ("kms:Decrypt" in found.covered) is covered
 
 
 @pytest.mark.parametrize(
