@@ -23,7 +23,6 @@ class Harm(StrEnum):
 
     OPENS = "opens"
     CLOSES = "closes"
-    UNTIDY = "untidy"  # neither, as it stands
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,6 +48,18 @@ def pins_image(registers: Iterable[str]) -> bool:
     """Whether these leave one image: PCR0 is the whole of it, PCR1 and PCR2 are its two parts."""
     found = set(registers)
     return "PCR0" in found or {"PCR1", "PCR2"} <= found
+
+
+def needs_document(statement: Statement) -> bool:
+    """Whether a request without an attestation document never meets the conditions."""
+    return not all(_met_without_document(one) for one in statement.attestation)
+
+
+def _met_without_document(condition: Condition) -> bool:
+    if condition.base == "null":
+        return "false" not in condition.values
+    negated = condition.is_negated and condition.quantifier != "foranyvalue"
+    return negated or condition.if_exists or condition.quantifier == "forallvalues"
 
 
 def restricts(condition: Condition) -> bool:
@@ -123,7 +134,7 @@ def _deny_condition_faults(condition: Condition) -> Iterator[Fault]:
 
 def denied_unless(statement: Statement) -> tuple[str, set[str]] | None:
     """The register and values outside of which a faultless Deny refuses."""
-    if len(statement.attestation) != 1 or any(fault.harm is not Harm.UNTIDY for fault in deny_faults(statement)):
+    if len(statement.attestation) != 1 or any(deny_faults(statement)):
         return None
     (condition,) = statement.attestation
     return condition.register, {value.lower() for value in condition.values}

@@ -15,6 +15,7 @@ from signer.aws.kms_conditions import (
     binding_values,
     denied_unless,
     deny_faults,
+    needs_document,
     pins_image,
     restricts,
 )
@@ -220,15 +221,14 @@ class _Judge:
     def _of_power(self, statement: Statement) -> Iterator[Finding]:
         """Ways around the policy, for the parent's role."""
         power = [one for one in POWER_ACTIONS if one in statement.covered and one not in SECRET_ACTIONS]
-        if "kms:ReEncryptFrom" in statement.covered and binding_values(statement):
-            power.append("kms:ReEncryptFrom")  # not spoken of among the secrets then
-        if not power or statement.attestation:  # none of them takes a document, so such a condition never matches
+        if not power or needs_document(statement):  # none of them takes a document, so such a condition never matches
             return
         what = f"{_listed(power)} ({_written(statement, power)})"
         direct = statement.covers_everyone or any(_is_role(statement.principals, role) for role in self._roles)
         refused = all(self._refused_to_role(one) for one in power)
         if direct:
-            mild = bool(statement.conditions) or (refused and not statement.covers_everyone)
+            narrowed = any(not one.is_attestation for one in statement.conditions)
+            mild = narrowed or (refused and not statement.covers_everyone)
             whom = "everyone" if statement.covers_everyone else "the parent's role"
             text = f"{what} for {whom}: whoever has it can change or get round this policy, or destroy the keys"
             text += " (only a Deny stops it)" if refused else ""
@@ -238,7 +238,7 @@ class _Judge:
                 text,
                 "leave that to administrators, and deny it to the parent's role",
             )
-        elif self._roles and not refused and _hands_over(statement):
+        elif self._roles and not refused and _hands_over(statement, self._roles):
             open_ = [one for one in power if not self._refused_to_role(one)]
             text = f"{_listed(open_)} for the account: an IAM policy can give it to the parent's role"
             advice = "deny it to the parent's role in this policy, or name administrators"
@@ -247,9 +247,9 @@ class _Judge:
     def _of_useless_conditions(self, statement: Statement) -> Iterator[Finding]:
         """A condition on the attestation, for actions that take no document."""
         useless = [one for one in KEY_ACTIONS if one in statement.covered and one not in _TAKE_A_DOCUMENT]
-        if not statement.attestation or not useless:
+        if not needs_document(statement) or not useless:
             return
-        closes = "kms:Encrypt" in useless and not any("kms:Encrypt" in one.covered for one in self._unattested())
+        closes = "kms:Encrypt" in useless and not self._allows_anybody("kms:Encrypt")
         text = f"{_listed(useless)} ({_written(statement, useless)}): no attestation document goes with it, so this "
         text += "condition never matches" + (", and nobody can seal new keys with kms:Encrypt" if closes else "")
         yield Finding(
@@ -260,11 +260,11 @@ class _Judge:
         )
 
     def _unattested(self) -> list[Statement]:
-        return [one for one in self._allows if not one.attestation]
+        return [one for one in self._allows if not needs_document(one)]
 
     def _of_encrypt(self, statement: Statement) -> Iterator[Finding]:
         """Whoever encrypts under the key makes blobs that the enclave takes for its own."""
-        if "kms:Encrypt" not in statement.covered or statement.attestation or not self._roles:
+        if "kms:Encrypt" not in statement.covered or needs_document(statement) or not self._roles:
             return
         others = [one for one in statement.principals if not any(one.is_role(role) for role in self._roles)]
         if others:
@@ -300,13 +300,13 @@ class _Judge:
             yield Finding(Severity.ERROR, statement.name, text, f"take it out, or {_ONLY_UNATTESTED}")
         if not statement.attestation or not secret:
             return
-        if always := [one for one in _NEEDED if one in statement.covered]:
+        always = [one for one in _NEEDED if one in statement.covered]
+        if always and not needs_document(statement):
             text = f"{_listed(always)} ({_written(statement, always)}): no attestation document goes with it, so it is "
             text += "denied always"
             yield Finding(Severity.ERROR, statement.name, text, f"name {', '.join(SECRET_ACTIONS)} only")
         for fault in deny_faults(statement):
-            severity = Severity.WARNING if fault.harm is Harm.UNTIDY else Severity.ERROR
-            yield Finding(severity, statement.name, fault.text, fault.advice)
+            yield Finding(Severity.ERROR, statement.name, fault.text, fault.advice)
         if not statement.covers_everyone and not statement.not_principals:
             text = f"the Deny speaks of {_who(statement)} only: everybody else passes it"
             yield Finding(Severity.WARNING, statement.name, text, 'write "Principal": "*"')
@@ -335,7 +335,7 @@ class _Judge:
             yield Finding(Severity.WARNING, "policy", text, "allow it to administrators or to the account's root")
 
     def _allows_anybody(self, action: str) -> bool:
-        return any(action in one.covered and not one.attestation for one in self._allows)
+        return any(action in one.covered for one in self._unattested())
 
     def _refused_to_all(self, action: str) -> bool:
         return any(action in one.covered and one.covers_everyone and not one.conditions for one in self._denies)
@@ -433,11 +433,15 @@ def _denies_outright(statement: Statement, role: str) -> bool:
     return names_principals and role in one.values
 
 
-def _hands_over(statement: Statement) -> bool:
-    """Whether IAM policies of the account count: its root is named, and no condition says whom it means."""
+def _hands_over(statement: Statement, roles: Collection[str]) -> bool:
+    """Whether IAM policies of the account count for *roles*: its root is named, and no condition means others only."""
     who = [one for one in statement.conditions if one.key.lower() in ("aws:principalarn", "aws:principaltype")]
-    limited = any(not (one.is_negated or one.if_exists or any("*" in value for value in one.values)) for one in who)
+    limited = any(not (one.is_negated or one.if_exists or _means(one.values, roles)) for one in who)
     return any(one.is_account for one in statement.principals) and not limited
+
+
+def _means(values: Iterable[str], roles: Collection[str]) -> bool:
+    return any("*" in value or value in roles for value in values)
 
 
 def _is_role(principals: Iterable[Principal], role: str, *, sessions: bool = True) -> bool:

@@ -405,6 +405,29 @@ def test_a_deny_holds_what_lets_in_and_not_what_keeps_out(condition: Json, sever
 
 
 @pytest.mark.parametrize(
+    ("operator", "value", "met"),
+    [
+        ("StringEqualsIgnoreCase", NEW, False),
+        ("ForAnyValue:StringEquals", NEW, False),
+        ("ForAnyValue:StringNotEquals", NEW, False),
+        ("Null", "false", False),
+        ("Null", "true", True),
+        ("StringEqualsIfExists", NEW, True),
+        ("ForAllValues:StringEquals", NEW, True),
+        ("StringNotEquals", NEW, True),
+    ],
+)
+def test_power_under_a_condition_that_a_missing_document_meets(operator: str, value: str, met: bool) -> None:
+    found = findings([*GOOD, allow("kms:PutKeyPolicy", Condition=when(operator, value))])
+    assert [one.severity for one in found if "for the parent's role" in one.text] == [E] * met
+    assert any("no attestation document goes with it" in one.text for one in found) is not met
+    found = findings([*GOOD[1:], allow("kms:PutKeyPolicy", ADMIN, Condition=when(operator, value))])
+    assert any("nobody may change the policy" in one.text for one in found) is not met
+    found = findings([*GOOD, deny(["kms:Decrypt", "kms:Encrypt"], Condition=when(operator, value))])
+    assert any("denied always" in one.text for one in found) is met
+
+
+@pytest.mark.parametrize(
     "condition",
     [
         when("Null", "true"),
@@ -464,6 +487,63 @@ def test_power_through_iam_is_denied_to_each_role() -> None:
     (found,) = findings([*policy, one_role])
     assert "kms:PutKeyPolicy for the account" in found.text
     assert findings([*policy, one_role, other]) == []
+
+
+@pytest.mark.parametrize(
+    ("condition", "limited"),
+    [
+        ({"ArnEquals": {"aws:PrincipalArn": ROOT}}, True),
+        ({"ArnLike": {"aws:principalarn": [ROOT, ADMIN]}}, True),
+        ({"StringEquals": {"aws:PrincipalType": "Account"}}, True),
+        ({"ArnNotEquals": {"aws:PrincipalArn": ADMIN}}, False),
+        ({"ArnEqualsIfExists": {"aws:PrincipalArn": ADMIN}}, False),
+        ({"ArnLike": {"aws:PrincipalArn": [ADMIN, f"arn:aws:iam::{ACCOUNT}:role/*"]}}, False),
+        ({"ArnEquals": {"aws:PrincipalArn": [ADMIN, ROLE]}}, False),
+        ({"Bool": {"aws:MultiFactorAuthPresent": "true"}}, False),
+    ],
+)
+def test_whether_iam_policies_count_for_the_role(condition: Json, limited: bool) -> None:
+    found = findings([allow("kms:PutKeyPolicy", [ADMIN, ROOT], Condition=condition), *GOOD[1:]])
+    assert ["for the account: an IAM policy" in one.text for one in found] == [True] * (not limited)
+
+
+@pytest.mark.parametrize(
+    ("who", "condition"),
+    [
+        ("*", {"ArnNotEquals": {"aws:PrincipalArn": ROLE}}),
+        ("*", {"ArnEquals": {"aws:SourceArn": ROLE}}),
+        ("*", {"ArnEquals": {"aws:PrincipalArn": ADMIN}}),
+        ("*", {"ArnEquals": {"aws:PrincipalArn": ROLE}, "Bool": {"aws:MultiFactorAuthPresent": "false"}}),
+        (ADMIN, {"ArnEquals": {"aws:PrincipalArn": ROLE}}),
+        (ROLE, {"Bool": {"aws:MultiFactorAuthPresent": "false"}}),
+    ],
+)
+def test_a_deny_that_the_role_can_pass(who: str, condition: Json) -> None:
+    refusal = deny("kms:PutKeyPolicy", who, Condition=condition)
+    assert [one.severity for one in findings([*GOOD, allow("kms:PutKeyPolicy"), refusal])] == [E]
+
+
+def test_one_of_several() -> None:
+    """Roles, principals, statements: what is true of one of them counts, wherever it stands."""
+    two = allow("kms:Decrypt", [ROLE, ADMIN], Condition=when("StringEquals"))
+    policy = [allow("kms:PutKeyPolicy", f"{ADMIN}-2"), ENCRYPT, two, HOLD]
+    assert findings(policy) == []
+    assert "for the parent's role" in findings([*policy, allow("kms:DisableKey", ADMIN)])[0].text
+    assert "denied without a condition" in findings([*policy, deny("kms:Decrypt", ADMIN)])[0].text
+    assert findings([*policy, allow("kms:Encrypt", [ADMIN, ROLE])]) == []
+    both_denied = [allow(["kms:PutKeyPolicy", "kms:DisableKey"]), deny("kms:DisableKey", ROLE)]
+    assert findings([*GOOD, *both_denied])[0].severity is E
+    another = allow("kms:Decrypt", f"{ROLE}-2", Condition=when("StringEquals"))
+    assert findings([*GOOD, another], Expected(role=ROLE)) == []
+    through_iam = DECRYPT | {"Principal": {"AWS": [ROOT, f"{ROLE}-2"]}}
+    assert findings([ADMINISTER, ENCRYPT, through_iam, HOLD], Expected(role=ROLE)) == []
+    assert "the default of AWS" not in findings([allow("kms:*", [ROOT, ROLE])])[0].text
+
+
+def test_registers_asked_for_by_one_side_only() -> None:
+    pcr3 = when("StringNotEquals", OTHER, "kms:RecipientAttestation:PCR3")
+    (found,) = findings([*GOOD, HOLD | {"Condition": pcr3}])
+    assert (found.severity, found.text) == (W, "PCR3 is asked for by a Deny, by no Allow")
 
 
 def test_a_condition_on_the_registers_counts_under_any_spelling() -> None:
