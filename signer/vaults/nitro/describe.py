@@ -38,6 +38,11 @@ class Enclave:
     def is_running(self) -> bool:
         return self.state.upper() == _RUNNING
 
+    @property
+    def is_debug(self) -> bool:
+        """Whether the entry says that it runs in debug mode."""
+        return self.flags is not None and self.flags.upper() != _NO_FLAGS
+
     def __str__(self) -> str:
         facts = [shown(self.name) or "(no name)"]
         if self.enclave_id:
@@ -160,7 +165,7 @@ def _check_debug(enclave: Enclave, wanted: Wanted) -> None:
         if wanted.check_debug:
             raise DiscoveryError(f"nitro-cli does not tell whether the enclave runs in debug mode ({enclave})")
         return
-    if enclave.flags.upper() != _NO_FLAGS:
+    if enclave.is_debug:
         raise DiscoveryError(
             f"the enclave ({enclave}) runs in debug mode (Flags: {shown(enclave.flags)}): its console shows what it "
             "does, and KMS sees measurements of zeros. Nothing was sent to it. Run it without --debug-mode, or set "

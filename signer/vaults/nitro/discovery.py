@@ -20,7 +20,7 @@ from signer.config import NitroSettings
 from signer.config.models import DEFAULT_CID
 from signer.vaults.nitro.describe import DiscoveryError, Enclave, Wanted, choose, parse, shown
 
-__all__ = ["DiscoveryError", "FixedLocator", "Locator", "NitroCliLocator", "Place", "locator"]
+__all__ = ["DiscoveryError", "FixedLocator", "Locator", "NitroCliLocator", "Place", "listing", "locator"]
 
 logger = structlog.get_logger(__name__)
 
@@ -67,6 +67,17 @@ def locator(nitro: NitroSettings) -> Locator:
     )
     is_default = nitro.enclave_cid is None and not nitro.enclave_name and not checked
     return NitroCliLocator(nitro, wanted, falls_back=is_default)
+
+
+async def listing() -> list[Enclave]:
+    """All enclaves of this host, as nitro-cli lists them. Raises `DiscoveryError`."""
+    program = await trio.to_thread.run_sync(shutil.which, COMMAND, abandon_on_cancel=True)
+    if program is None:
+        raise DiscoveryError(f"{COMMAND} is not on the PATH")
+    done = await _run(program)
+    if done.status != 0:
+        raise DiscoveryError(f"{COMMAND} describe-enclaves ended with status {done.status}: {_told(done.errors)}")
+    return parse(done.output)
 
 
 class FixedLocator:
