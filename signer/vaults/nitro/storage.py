@@ -1,8 +1,10 @@
-"""The blobs on the host: `enclave_keys.json`, section 4.6 of the signer specification, in the reference's format.
+"""The blobs on the host, section 4.6 of the signer specification: what a storage is, and the file of the reference.
+
+`enclave_keys.json` is in the reference's format.
 
 Every write is complete or absent (temporary file, fsync, rename, fsync of the directory) and happens under a lock
 file, read anew, so that two processes lose nothing to each other. A file that another process changed is noticed by
-its inode, size and time. Functions here block on the disk: they are called in a worker thread.
+its inode, size and time. `FileStorage` blocks on the disk; `KeyFile` calls it in worker threads.
 """
 
 import base64
@@ -15,6 +17,9 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Protocol
+
+import trio
 
 from signer.errors import ConfigurationError, SignerError
 from signer.files import give_to_owner_of, write_durably
@@ -29,11 +34,11 @@ FileStamp = tuple[int, int, int] | None
 
 
 class StorageError(ConfigurationError):
-    """The key file cannot be read or written, or is damaged; the text names it and says what to do."""
+    """The blobs cannot be read or written, or are damaged; the text names their place and says what to do."""
 
 
 class KeyExistsError(SignerError):
-    """The key is in the file already."""
+    """The key is stored already; nothing was changed."""
 
     status = 400
 
@@ -46,8 +51,46 @@ class StoredKey:
     blob: bytes
 
 
+class KeyStorage(Protocol):
+    """Where the blobs are. Every function raises `StorageError` where it cannot do its work."""
+
+    name: str  # for a person
+
+    async def stamp(self) -> object:
+        """What changes when the content does, cheaper than reading it all; None where there is no content at all."""
+
+    async def load(self) -> list[StoredKey]:
+        """All entries, in the order in which they are listed."""
+
+    async def open(self) -> None:
+        """Make what is missing, and find out whether the storage can be used; called once, first."""
+
+    async def append(self, key: PublicKeyHash, blob: bytes) -> None:
+        """Add an entry durably; never changes one. Raises `KeyExistsError` for a key that is there."""
+
+
+class KeyFile:
+    """Implements `KeyStorage` on the key file at *path*."""
+
+    def __init__(self, path: Path) -> None:
+        self.name = str(path)
+        self._file = FileStorage(path)
+
+    async def stamp(self) -> object:
+        return await trio.to_thread.run_sync(self._file.stamp)
+
+    async def load(self) -> list[StoredKey]:
+        return await trio.to_thread.run_sync(self._file.load)
+
+    async def open(self) -> None:
+        await trio.to_thread.run_sync(self._file.check_writable)
+
+    async def append(self, key: PublicKeyHash, blob: bytes) -> None:
+        await trio.to_thread.run_sync(self._file.append, key, blob)
+
+
 class FileStorage:
-    """The key file at *path*."""
+    """The key file at *path*, for callers that may block."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
