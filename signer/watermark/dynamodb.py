@@ -118,7 +118,7 @@ class DynamoWatermarks:
         with trio.move_on_after(self._write_timeout + _GRACE), self._noting():
             standing = await self._table.look(key, deadline=trio.current_time() + self._write_timeout)
             decision = items.judge(key, standing, level, round, digest)
-            return decision.signature if isinstance(decision, Replay) else None
+            return decision.signature if isinstance(decision, Replay) else self._made(key, Mark(level, round, digest))
         raise self._too_slow("it was only read")
 
     def remember(self, key: MarkKey, digest: bytes, signature: str) -> None:
@@ -180,6 +180,11 @@ class DynamoWatermarks:
         if lane.accepted != mark:
             lane.accepted, lane.signature, lane.finished = mark, None, False
         return stored or lane.signature
+
+    def _made(self, key: MarkKey, mark: Mark) -> str | None:
+        """The signature that this process made for *mark* and may not have stored yet."""
+        lane = self._lanes.get(key)
+        return lane.signature if lane is not None and lane.accepted == mark else None
 
     async def _store(self, lane: _Lane) -> None:
         """Store the signature beside its mark, unless a request comes: then the slot moves on."""
