@@ -89,7 +89,7 @@ class AwsClient:
     async def call(
         self, action: str, *, resource: str = "", deadline: float | None = None, **parameters: Any
     ) -> dict[str, Any]:
-        """One call of the API's *action*; where it may be repeated, it is, until *deadline* (Trio's clock; None: 3 tries)."""
+        """One call; where it may be repeated, it is, until *deadline* (Trio's clock; None: 3 tries)."""
         tries, pause = 1, _PAUSE
         while True:
             try:
@@ -107,7 +107,14 @@ class AwsClient:
 
     def _call(self, action: str, resource: str, parameters: Mapping[str, Any]) -> dict[str, Any]:
         from botocore import xform_name
-        from botocore.exceptions import BotoCoreError, ClientError, HTTPClientError
+        from botocore.exceptions import (
+            BotoCoreError,
+            ChecksumError,
+            ClientError,
+            HTTPClientError,
+            IncompleteReadError,
+        )
+        from botocore.parsers import ResponseParserError
 
         name = f"{self._service}:{action}"
         try:
@@ -118,8 +125,9 @@ class AwsClient:
             kind = AwsUnavailableError if status >= 500 or code in _THROTTLED else AwsError
             text = f"{self._component}: {name} on {resource}: {exc}"
             raise kind(text, code=code, action=name, resource=resource, response=exc.response) from exc
-        except BotoCoreError as exc:
-            kind = AwsUnavailableError if isinstance(exc, HTTPClientError) else AwsError
+        except (BotoCoreError, ResponseParserError) as exc:  # the last ones: a reply that was cut or garbled
+            unknown = (HTTPClientError, ChecksumError, IncompleteReadError, ResponseParserError)
+            kind = AwsUnavailableError if isinstance(exc, unknown) else AwsError
             raise kind(f"{self._component}: {name} on {resource}: {exc}", action=name, resource=resource) from exc
         return answer
 
