@@ -12,7 +12,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -97,7 +97,15 @@ class Setup:
     server: dict[str, Any] = field(default_factory=dict)
     top: dict[str, Any] = field(default_factory=dict)
     nitro: dict[str, Any] = field(default_factory=dict)
+    environment: dict[str, str] = field(default_factory=dict)  # of the signer, beside what all processes have
+    name: str = ""
     processes: list[subprocess.Popen[bytes]] = field(default_factory=list)
+
+    def twin(self) -> Setup:
+        """Another signer on the same enclave, with ports and a base directory of its own."""
+        other = replace(self, port=free_port(), utility_port=free_port(), name="twin-")
+        other.write_config()
+        return other
 
     @property
     def socket(self) -> Path:
@@ -105,15 +113,15 @@ class Setup:
 
     @property
     def config(self) -> Path:
-        return self.directory / "signatory.yaml"
+        return self.directory / f"{self.name}signatory.yaml"
 
     @property
     def base_dir(self) -> Path:
-        return self.directory / "base"
+        return self.directory / f"{self.name}base"
 
     @property
     def log(self) -> Path:
-        return self.directory / "signer.log"
+        return self.directory / f"{self.name}signer.log"
 
     @property
     def api(self) -> Api:
@@ -157,7 +165,12 @@ class Setup:
     def run(self, *arguments: str, stdin: bytes = b"") -> subprocess.CompletedProcess[bytes]:
         """Run one command to its end."""
         return subprocess.run(
-            self.command(*arguments), input=stdin, capture_output=True, env=ENVIRONMENT, timeout=60, check=False
+            self.command(*arguments),
+            input=stdin,
+            capture_output=True,
+            env=ENVIRONMENT | self.environment,
+            timeout=60,
+            check=False,
         )
 
     def generate(self, kind: str, number: int = 1) -> list[str]:
@@ -177,7 +190,11 @@ class Setup:
     def start_signer(self, *extra: str, wait: bool = True) -> subprocess.Popen[bytes]:
         with self.log.open("ab") as log:
             process = subprocess.Popen(
-                self.command("serve", *extra), stdout=log, stderr=log, env=ENVIRONMENT, start_new_session=True
+                self.command("serve", *extra),
+                stdout=log,
+                stderr=log,
+                env=ENVIRONMENT | self.environment,
+                start_new_session=True,
             )
         self.processes.append(process)
         if wait:
