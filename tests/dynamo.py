@@ -25,7 +25,9 @@ class Dynamo:
         )
         self.calls: list[tuple[str, dict[str, Any]]] = []
         self.denied: set[str] = set()  # actions that the role may not
-        self.faults: deque[str] = deque()  # of the next calls: "", "lost" (executed), "throttled" (not), an error code
+        self.faults: deque[str] = (
+            deque()
+        )  # of the next calls: "", "lost" (executed), "throttled" (not), an error code, "reason X"
         self.gate: trio.Event | None = None  # calls wait for it, before they are executed
 
     @property
@@ -42,6 +44,9 @@ class Dynamo:
             raise self._error("AccessDeniedException", action, resource, {})
         if fault == "throttled":
             raise self._unavailable("ThrottlingException", action, resource)
+        if fault.startswith("reason "):
+            reasons = [{"Code": "None"}, {"Code": fault.removeprefix("reason ")}]
+            raise self._error("TransactionCanceledException", action, resource, {"CancellationReasons": reasons})
         if fault not in ("", "lost"):
             raise self._error(fault, action, resource, {})
         answer = self._execute(action, resource, parameters)

@@ -24,7 +24,7 @@ _BODIES = {
     "broken": (500, b'{"__type": "com.amazonaws#InternalServerError", "message": "broken"}'),
 }
 FAULTS = ("lost", "cut", "dropped", "late", "twice", "again", "held", *_BODIES)
-"""Executed, no reply; half a reply; lost before; executed later, no reply; twice, first or second reply; a late reply."""
+"""Done, no reply; half a reply; not arrived; done later, no reply; done twice, first or second reply; late reply."""
 
 Environ = dict[str, Any]
 Reply = tuple[str, list[tuple[str, str]], bytes]

@@ -241,6 +241,20 @@ async def test_a_transaction_in_the_way_is_waited_for(server: Dynamo, autojump_c
         assert await advance(store, 6, B) is None
 
 
+@pytest.mark.parametrize("reason", ["TransactionConflict", "ThrottlingError", "ProvisionedThroughputExceeded"])
+async def test_a_transaction_that_was_cancelled_is_tried_again(
+    server: Dynamo, autojump_clock: trio.testing.MockClock, reason: str
+) -> None:
+    async with opened(server) as store:
+        server.faults.extend([f"reason {reason}"] * 3)
+        assert await advance(store, 5) is None
+        server.calls.clear()
+        server.faults.append("reason ValidationError")
+        with pytest.raises(WatermarkStoreError, match="TransactionCanceledException.*nothing is signed") as caught:
+            await advance(store, 6)
+        assert (caught.value.status, len(server.calls)) == (500, 1)
+
+
 async def test_a_mark_that_takes_too_long(server: Dynamo, autojump_clock: trio.testing.MockClock) -> None:
     async with opened(server, write_timeout=2.0) as store:
         server.gate = trio.Event()
