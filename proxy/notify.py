@@ -10,6 +10,7 @@ from collections.abc import MutableMapping
 from contextlib import suppress
 
 _FIRST_DESCRIPTOR = 3  # SD_LISTEN_FDS_START
+_MAX_STATUS = 1000  # characters; a person reads it in one line
 _MAX_DESCRIPTORS = 4096  # FileDescriptorStoreMax and sockets of one unit are far fewer
 
 
@@ -18,6 +19,11 @@ def _number(text: str, maximum: int) -> int:
     if not (text.isascii() and text.isdigit()) or len(text) > 20 or int(text) > maximum:
         return 0
     return int(text)
+
+
+def _line(text: str) -> str:
+    """One line that is no other field, short enough for a datagram."""
+    return " ".join(text.split())[:_MAX_STATUS]
 
 
 class Notifier:
@@ -30,8 +36,12 @@ class Notifier:
         wanted = _number(microseconds, 2**64 - 1) if is_ours else 0
         self.watchdog_interval = wanted / 2_000_000  # seconds from one sign of life to the next; 0: none is wanted
 
-    def ready(self) -> None:
-        self._send("READY=1")
+    def ready(self, status: str = "") -> None:
+        self._send("READY=1" + (f"\nSTATUS={_line(status)}" if status else ""))
+
+    def status(self, text: str) -> None:
+        """What `systemctl status` shows beside the state."""
+        self._send(f"STATUS={_line(text)}")
 
     def reloading(self) -> None:
         self._send(f"RELOADING=1\nMONOTONIC_USEC={time.clock_gettime_ns(time.CLOCK_MONOTONIC) // 1000}")
@@ -47,7 +57,7 @@ class Notifier:
             return
         address = "\0" + self._path[1:] if self._path.startswith("@") else self._path
         with suppress(OSError), socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM | socket.SOCK_NONBLOCK) as sender:
-            sender.sendto(state.encode(), address)
+            sender.sendto(state.encode(errors="replace"), address)
 
 
 def inherited_listeners(environ: MutableMapping[str, str] = os.environ) -> list[socket.socket]:

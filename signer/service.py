@@ -13,8 +13,8 @@ accepting, finish what runs, close the vaults, close the store. What each part d
 """
 
 import signal
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping, Sequence
+from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -23,10 +23,12 @@ import structlog
 import trio
 
 from proxy.address import connect
+from proxy.notify import Notifier
 from signer import config
+from signer.announce import Announcer
 from signer.config import NitroSettings, Settings
 from signer.config.models import KEY_FILE
-from signer.errors import ConfigurationError
+from signer.errors import ConfigurationError, SignerError
 from signer.http.api import SigningApi
 from signer.http.connection import Api, Limits
 from signer.http.server import serve_api
@@ -34,8 +36,9 @@ from signer.http.utility import Health, UtilityApi
 from signer.observe.metrics import Metrics
 from signer.observe.tasks import Tasks
 from signer.policy import KeyPolicy, compile_policies
+from signer.reload import Load, Reloader
 from signer.signing import Signing
-from signer.supervise import Service, open_nursery
+from signer.supervise import Service, leaves, open_nursery
 from signer.tezos.keys import PublicKeyHash
 from signer.vaults.interface import Vault, VaultKey
 from signer.vaults.nitro import credentials
@@ -54,6 +57,7 @@ __all__ = ["ListedKey", "Serving", "listed_keys", "open_vaults", "serve"]
 
 _UTILITY_BODY = 4096  # bytes; nothing there takes a body
 _MARKS_INTERVAL = 1.0  # seconds between two looks at the watermark store's state
+_START_PATIENCE = 2.5  # seconds for a vault to start, as long as a caller waits; then the signing API opens without it
 _LISTENING = {"utility server": "Utility HTTP server", "signing API": "HTTP server"}  # the reference's log texts
 
 
@@ -109,23 +113,50 @@ async def open_vaults(settings: Settings) -> AsyncIterator[Mapping[str, Vault]]:
 
 
 async def serve(
-    settings: Settings, *, no_list: bool = False, on_ready: OnReady | None = None, stop: trio.Event | None = None
+    settings: Settings,
+    *,
+    no_list: bool = False,
+    on_ready: OnReady | None = None,
+    stop: trio.Event | None = None,
+    reload: Load | None = None,
 ) -> None:
     """Run the signer until SIGINT, SIGTERM or *stop*; returns after the drain.
 
     Unless *no_list*, the keys are listed into the log at start. *on_ready* is called once the signing API accepts
-    connections, and the signer serves while it runs. Raises `ConfigurationError` or the store's error where the
-    signer cannot start.
+    connections, and the signer serves while it runs. *reload* reads the settings anew for SIGHUP; without it SIGHUP,
+    as of a terminal that is closed, ends the signer in good order, unless it is ignored (`nohup`). Raises
+    `ConfigurationError` or the store's error where the signer cannot start.
     """
     _refuse_unsupported(settings)
     for warning in config.warnings(settings):
         logger.warning(warning)
+    notifier = Notifier()
     stopping = trio.Event() if stop is None else stop
+
+    async def follow_stopping(*, task_status: trio.TaskStatus[None]) -> None:
+        task_status.started()
+        await stopping.wait()
+        notifier.stopping()
+        service.end_start()
+
     try:
-        async with _running(_Signals(stopping).run):
-            await _Service(settings, stopping).run(no_list=no_list, on_ready=on_ready)
+        service = _Service(settings, stopping, notifier, reload)
+        async with _running(_Signals(stopping, service.reloader).run, follow_stopping):
+            with _traced_bugs():
+                await service.run(no_list=no_list, on_ready=on_ready)
     except* _SecondSignalError:
         logger.warning("stopped without waiting for the drain")
+
+
+@contextmanager
+def _traced_bugs() -> Iterator[None]:
+    """What is neither a fault nor told to the operator in words leaves its trace in the log before it ends all."""
+    try:
+        yield
+    except Exception as exc:
+        if any(not isinstance(one, (SignerError, OSError)) for one in leaves(exc)):
+            logger.critical("internal error, the signer ends; please report it", exc_info=exc)
+        raise
 
 
 def _refuse_unsupported(settings: Settings) -> None:
@@ -137,7 +168,7 @@ def _refuse_unsupported(settings: Settings) -> None:
 class _Service:
     """One signer; its parts are built here and run in `run`."""
 
-    def __init__(self, settings: Settings, stopping: trio.Event) -> None:
+    def __init__(self, settings: Settings, stopping: trio.Event, notifier: Notifier, load: Load | None) -> None:
         self._settings = settings
         self._stopping = stopping
         self._tasks = Tasks()
@@ -147,15 +178,48 @@ class _Service:
         self._marks = _build_store(settings, self._metrics)
         self._vaults = _build_vaults(settings, self._tasks)
         self._proxies = _built_in_proxies(settings, self._metrics, self._tasks)
+        self._policies = compile_policies(settings)
+        self._announcer = Announcer(notifier, self._vaults, lambda: self._policies, stopping=stopping)
         self._signing = Signing(
-            policies=compile_policies(settings),
+            policies=self._policies,
             vaults=list(self._vaults.values()),
             marks=self._marks,
             metrics=self._metrics,
         )
         self._serving = False
+        self._start = trio.CancelScope()
+        self._started = False
+        self.reloader = None if load is None else self._build_reloader(load, notifier)
+
+    def _build_reloader(self, load: Load, notifier: Notifier) -> Reloader:
+        return Reloader(
+            load,
+            running=self._settings,
+            apply=self._take,
+            applied=self._warn_of_missing,
+            vaults=self._vaults,
+            task=self._tasks.add("configuration", quiet=True),  # whoever sends SIGHUP gets an answer each time
+            notifier=notifier,
+            is_ready=lambda: self._announcer.is_ready,
+        )
+
+    def _take(self, settings: Settings) -> None:
+        """Put the policies of *settings* in force."""
+        self._policies = compile_policies(settings)
+        self._signing.replace_policies(self._policies)
+        self._metrics.know_addresses([str(pkh) for pkh in self._policies])
+        self._announcer.look_again()
+
+    def end_start(self) -> None:
+        """Give the start up if it is not over: nothing was accepted that would have to be drained."""
+        if not self._started:
+            self._start.cancel(reason="told to stop while starting")
 
     async def run(self, *, no_list: bool, on_ready: OnReady | None) -> None:
+        with self._start:
+            await self._run(no_list=no_list, on_ready=on_ready)
+
+    async def _run(self, *, no_list: bool, on_ready: OnReady | None) -> None:
         server = self._settings.server
         logger.info("Initializing watermark backend", backend=self._marks.backend)
         async with (
@@ -170,28 +234,55 @@ class _Service:
         ):
             for name in self._vaults:
                 logger.info("Initializing vault", vault="nitro", vault_name=name)
-            async with _running(*(vault.run for vault in self._vaults.values())), _running(self._signing.run):
-                keys = self._report_keys(no_list=no_list)
+            async with (
+                _running(self._announcer.run),
+                _running(*(partial(self._run_vault, name, no_list=no_list) for name in self._vaults)),
+                _running(self._signing.run),
+            ):
                 limits = self._limits(server.max_body_bytes)
                 async with self._listening(self._signing_api(), server.address, limits, "signing API") as url:
-                    self._serving = True
+                    self._serving = self._started = True
+                    self._announcer.listening()
                     if on_ready is not None:
-                        await on_ready(Serving(url, utility_url, keys))
-                    await self._stopping.wait()
+                        await on_ready(Serving(url, utility_url, listed_keys(self._settings, self._vaults)))
+                    async with _running(*([] if self.reloader is None else [self.reloader.run])):
+                        await self._stopping.wait()
                     self._serving = False  # before the listener closes, so that a probe can see it
                 with trio.move_on_after(server.shutdown_timeout):
                     await self._signing.drain()
 
-    def _report_keys(self, *, no_list: bool) -> list[ListedKey]:
-        keys = listed_keys(self._settings, self._vaults)
-        for name, vault in self._vaults.items():
-            if not vault.keys():
-                logger.error(f"No valid keys found in the vault {name}", detail=vault.health().detail)
-        listed = {str(key.public_key_hash) for key in keys}
-        missing = [] if self._vaults_away else sorted({str(pkh) for pkh in self._settings.tezos} - listed)
-        for pkh in missing:
-            logger.warning("a key of the configuration is in no vault", pkh=pkh)
-        for key in () if no_list else keys:
+    async def _run_vault(
+        self, name: str, *, no_list: bool, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED
+    ) -> None:
+        """The vault *name*; what it lacks after a while must not keep callers from the keys that it has."""
+        vault, began = self._vaults[name], trio.Event()
+
+        async with open_nursery() as nursery:
+
+            async def begin() -> None:
+                await nursery.start(vault.run)
+                self._report_keys(name, no_list=no_list)
+                began.set()
+
+            nursery.start_soon(begin)
+            with trio.move_on_after(_START_PATIENCE) as patience:
+                await began.wait()
+            if patience.cancelled_caught:
+                logger.warning(
+                    f"vault {name} is slow to start; requests are answered without waiting for it, and each key signs "
+                    "as soon as it is in",
+                    vault_name=name,
+                    detail=vault.health().detail,
+                )
+            task_status.started()
+
+    def _report_keys(self, name: str, *, no_list: bool) -> None:
+        """What the vault *name* has, once its first attempt to reach the enclave is over."""
+        vault = self._vaults[name]
+        if not vault.keys():
+            logger.error(f"No valid keys found in the vault {name}", detail=vault.health().detail)
+        self._warn_of_missing()
+        for key in () if no_list else listed_keys(self._settings, {name: vault}):
             logger.info(
                 "Key",
                 pkh=str(key.public_key_hash),
@@ -199,7 +290,13 @@ class _Service:
                 vault=key.vault.kind,
                 active=key.policy is not None,
             )
-        return keys
+
+    def _warn_of_missing(self) -> None:
+        if self._vaults_away:
+            return  # nobody knows yet
+        present = {pkh for vault in self._vaults.values() for pkh in vault.keys()}
+        for pkh in sorted(str(pkh) for pkh in self._policies if pkh not in present):
+            logger.warning("a key of the configuration is in no vault", pkh=pkh)
 
     @property
     def _vaults_away(self) -> bool:
@@ -258,20 +355,28 @@ class _Service:
 
 
 class _Signals:
-    """SIGINT and SIGTERM: the first drains, the second cuts the drain short."""
+    """SIGINT and SIGTERM: the first drains, the second cuts the drain short. SIGHUP: reload, or as SIGTERM without."""
 
-    def __init__(self, stopping: trio.Event) -> None:
+    def __init__(self, stopping: trio.Event, reloader: Reloader | None) -> None:
         self._stopping = stopping
+        self._reloader = reloader
 
     async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
-        with trio.open_signal_receiver(signal.SIGINT, signal.SIGTERM) as signals:
+        heeded = [signal.SIGINT, signal.SIGTERM]
+        if self._reloader is not None or signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN:
+            heeded.append(signal.SIGHUP)
+        with trio.open_signal_receiver(*heeded) as signals:
+            signal.pthread_sigmask(signal.SIG_UNBLOCK, heeded)  # what came before is heard now
             task_status.started()
             async for number in signals:
                 logger.info(f"Captured {signal.Signals(number).name}")
-                if self._stopping.is_set():
+                if number == signal.SIGHUP and self._reloader is not None:
+                    self._reloader.ask()  # in the drain nobody heeds it
+                elif self._stopping.is_set():
                     raise _SecondSignalError
-                logger.info("Shutting down...")
-                self._stopping.set()
+                else:
+                    logger.info("Shutting down...")
+                    self._stopping.set()
 
 
 class _SecondSignalError(Exception):

@@ -114,6 +114,10 @@ class Signing:
             finally:
                 self._nursery = None  # it takes no flights any more
 
+    def replace_policies(self, policies: Mapping[PublicKeyHash, KeyPolicy]) -> None:
+        """Check requests against *policies* from now on; one on its way keeps those that it was checked with."""
+        self._policies = policies
+
     async def drain(self) -> None:
         """Return when no flight is left; the deadline is the caller's."""
         while self._flights:
@@ -126,12 +130,12 @@ class Signing:
 
     def known_keys(self) -> Sequence[PublicKeyHash]:
         """The configured keys that some vault can use now, sorted by address."""
-        found = [pkh for pkh in self._policies if self._find(pkh) is not None]
+        found = [pkh for pkh, policy in self._policies.items() if self._find(pkh, policy) is not None]
         return sorted(found, key=str)
 
     async def public_key(self, pkh: PublicKeyHash) -> PublicKey:
         """The public key of any key in any vault (section 2.4); raises `KeyNotFoundError`."""
-        return (await self._lookup(pkh))[1].public_key
+        return (await self._lookup(pkh, self._policies.get(pkh)))[1].public_key
 
     async def sign(self, pkh: PublicKeyHash, message: bytes, *, version: int, caller: Caller) -> Signature:
         """Sign the bytes of a request for *caller*.
@@ -167,7 +171,7 @@ class Signing:
         facts = {"request_id": caller.request_id, "pkh": str(pkh)}
         try:
             policy = self._policy(pkh)
-            vault, key = await self._lookup(pkh)
+            vault, key = await self._lookup(pkh, policy)
             check_possession(policy)
             facts["vault"] = vault.kind
             logger.info("Requesting proof of possession", **facts)
@@ -199,22 +203,21 @@ class Signing:
         log.request = request
         if version == 0 and pkh.curve is Curve.BLS12_381:
             raise MalformedRequestError("signing version 0 is not defined for tz4 keys: ask for version 2")
-        vault, key = await self._lookup(pkh)
+        vault, key = await self._lookup(pkh, policy)
         log.vault = vault.kind
         check_request(policy, pkh, request)
         return _Order(key, pkh, vault, message, digest_of(message), version, request, log.began + vault.patience)
 
-    def _permitted_vaults(self, pkh: PublicKeyHash) -> Sequence[Vault]:
-        """The vaults that may be used for the key, in the order of the configuration."""
-        policy = self._policies.get(pkh)
+    def _permitted_vaults(self, policy: KeyPolicy | None) -> Sequence[Vault]:
+        """The vaults that may be used for a key with *policy*, in the order of the configuration."""
         if policy is None or policy.vault is None:
             return self._vaults
         return [vault for vault in self._vaults if vault.name == policy.vault]
 
-    def _find(self, pkh: PublicKeyHash) -> tuple[Vault, VaultKey] | None:
+    def _find(self, pkh: PublicKeyHash, policy: KeyPolicy | None) -> tuple[Vault, VaultKey] | None:
         """The first vault with the key; one that is away only where no other has it."""
         away = None
-        for vault in self._permitted_vaults(pkh):
+        for vault in self._permitted_vaults(policy):
             key = vault.keys().get(pkh)
             if key is not None and vault.serves(pkh):
                 return vault, key
@@ -222,29 +225,41 @@ class Signing:
                 away = vault, key
         return away
 
-    async def _lookup(self, pkh: PublicKeyHash) -> tuple[Vault, VaultKey]:
-        found = self._find(pkh)
+    async def _lookup(self, pkh: PublicKeyHash, policy: KeyPolicy | None) -> tuple[Vault, VaultKey]:
+        began, found = trio.current_time(), self._find(pkh, policy)
         if found is None:
-            for vault in self._permitted_vaults(pkh):  # a key that another process has just stored
-                await vault.refresh()
-            found = self._find(pkh)
-        if found is None and pkh in self._policies:
-            await self._wait_for_vaults(pkh)
-            found = self._find(pkh)
+            async with trio.open_nursery() as nursery:
+                for vault in self._permitted_vaults(policy):
+                    deadline = began + vault.patience
+                    nursery.start_soon(self._wait_for_vault, vault, pkh, policy, deadline, nursery.cancel_scope)
+            found = self._find(pkh, policy)
         if found is not None:
             return found
-        states = {vault.name: vault.health() for vault in self._permitted_vaults(pkh)}
+        states = {vault.name: vault.health() for vault in self._permitted_vaults(policy)}
         reasons = [f"{name}: {health.detail}" for name, health in states.items() if not health.ready]
         reasons += _skipped(pkh, states)
-        if reasons and pkh in self._policies:  # it may well be there, or come: the client should ask again
+        if reasons and policy is not None:  # it may well be there, or come: the client should ask again
             raise UnavailableError(f"no vault can use {pkh} now ({'; '.join(reasons)})")
         raise KeyNotFoundError("; ".join(["this key not found in any vault", *_skipped(pkh, states)]))
 
-    async def _wait_for_vaults(self, pkh: PublicKeyHash) -> None:
-        """Give vaults that are away, or still load, their time: one of them may have the key."""
-        async with trio.open_nursery() as nursery:
-            for vault in self._permitted_vaults(pkh):
-                nursery.start_soon(vault.wait_for, pkh, trio.current_time() + vault.patience)
+    async def _wait_for_vault(
+        self,
+        vault: Vault,
+        pkh: PublicKeyHash,
+        policy: KeyPolicy | None,
+        deadline: float,
+        waiting: trio.CancelScope,
+    ) -> None:
+        """Give *vault* until *deadline*: another process may have stored the key just now; it may be away, or load.
+
+        Ends *waiting* as soon as the key is known: the other vaults need not be waited for.
+        """
+        with trio.move_on_at(deadline):
+            await vault.refresh()
+            if self._find(pkh, policy) is None and policy is not None:
+                await vault.wait_for(pkh, deadline)
+        if self._find(pkh, policy) is not None:
+            waiting.cancel()
 
     # -- the flight
 

@@ -1,9 +1,12 @@
 """`signer serve` and `signer version`."""
 
+import signal
+from functools import partial
+
 import click
 
 from signer import __version__
-from signer.cli.common import CliCommand, configure_logs, load_settings
+from signer.cli.common import CliCommand, Globals, configure_logs, load_settings
 
 
 @click.command(cls=CliCommand)
@@ -11,17 +14,23 @@ from signer.cli.common import CliCommand, configure_logs, load_settings
 def serve(*, no_list: bool) -> None:
     """Run the signing API and the utility server.
 
-    SIGINT and SIGTERM stop accepting and finish what runs; a second one doesn't wait.
+    SIGINT and SIGTERM stop accepting and finish what runs; a second one doesn't wait. SIGHUP reads the configuration
+    again: policies and keys change at once, the log names what needs a restart.
     """
+    signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGHUP])  # it waits until the service can heed it
+
     import trio
 
-    from signer import service
+    from signer import config, service
 
     configure_logs()
     settings = load_settings()
+    flags = click.get_current_context().ensure_object(Globals)
 
     async def run() -> None:
-        await service.serve(settings, no_list=no_list)
+        await service.serve(
+            settings, no_list=no_list, reload=partial(config.load, flags.config, base_dir=flags.base_dir)
+        )
 
     trio.run(run)
 

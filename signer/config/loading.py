@@ -63,6 +63,7 @@ _WORDS = {
     "finite_number": "expected a number",
     "missing": "is missing",
 }
+_WHOLE = ("expected_pcrs",)  # a register without a value would be a check that is lost, not a default
 _SOME_KEY = PublicKeyHash(Curve.ED25519, bytes(20))  # in place of one that can't be read, to look at its policy
 _NO_BASE_DIR = "Key: 'Config.BaseDir' Error:Field validation for 'BaseDir' failed on the 'required' tag"
 _M = TypeVar("_M", bound=BaseModel)
@@ -301,7 +302,7 @@ class _Loader:
             value = self._environ.get(variable, "")
             if value == "" or filled.get(key) not in (None, ""):
                 continue
-            if key in ("enclave_cid", "enclave_port") and "enclave_address" in filled:
+            if key in _place_keys(filled):
                 continue
             if self._is_usable(path, key, variable, value):
                 filled[key] = value
@@ -363,6 +364,7 @@ class _Loader:
 
         With a fault noted nobody gets to see the settings. None where too little is left.
         """
+        left_out: list[KeyPath] = []
         for _ in range(2):
             try:
                 return model.model_validate(value)
@@ -372,11 +374,24 @@ class _Loader:
                     if error["type"] == MISSING_KEY_TYPE:
                         continue  # said already, or a consequence of what is left out
                     location = tuple(part for part in error["loc"] if not _is_artificial(part))
-                    self.fault((*path, *location), _text(model, error, location))
                     wrong.append(location)
+                    if location and any(location == deeper[: len(location)] for deeper in left_out):
+                        continue  # a list that is empty by now, say
+                    self.fault((*path, *location), _text(model, error, location))
+                left_out += wrong
                 for location in reversed(wrong):  # the last items of a list first: the others keep their places
                     value = _without(value, location)
         return None
+
+
+def _place_keys(config: Mapping[str, Any]) -> tuple[str, ...]:
+    """The keys that the environment must not fill, since *config* says where the enclave is without them."""
+    written = config.get("enclave_address")
+    if isinstance(written, str) and models.CID_PATTERN in written:
+        return ("enclave_port", "enclave_cid") if config.get("enclave_name") else ("enclave_port",)
+    if "enclave_address" in config:
+        return ("enclave_cid", "enclave_port")
+    return ("enclave_cid",) if config.get("enclave_name") else ()
 
 
 def _without(value: Any, location: KeyPath) -> Any:
@@ -404,9 +419,9 @@ def _overlap(one: str, other: str) -> bool:
 
 
 def _without_nulls(value: Any) -> Any:
-    """A key without a value leaves the default in place, at any depth."""
+    """A key without a value leaves the default in place, at any depth; but for those of `_WHOLE`."""
     if isinstance(value, dict):
-        return {key: _without_nulls(item) for key, item in value.items() if item is not None}
+        return {key: item if key in _WHOLE else _without_nulls(item) for key, item in value.items() if item is not None}
     return value
 
 

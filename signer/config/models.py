@@ -36,7 +36,7 @@ DEFAULT_CID = 16  # commonly the first that nitro-cli hands out
 DEFAULT_ENCLAVE_PORT = 2000
 _HOST_PORT = "expected host:port, such as 127.0.0.1:6732 or :6732, with a port from 1 to 65535"
 _MAX_UINT32 = 2**32 - 1
-_CID_PATTERN = "{cid}"  # in an enclave_address
+CID_PATTERN = "{cid}"  # in an enclave_address
 _HOST = re.compile(r"[A-Za-z0-9]([A-Za-z0-9-]{0,62})(\.[A-Za-z0-9]([A-Za-z0-9-]{0,62}))*\.?")
 
 
@@ -105,6 +105,10 @@ def _cid(value: object) -> object:
         raise PydanticCustomError("cid", "expected auto, or the CID as an integer") from None
     if not isinstance(number, int) or not 0 <= number <= _MAX_UINT32:
         raise PydanticCustomError("cid", "expected auto, or the CID as an integer from 0 to 4294967295")
+    if number == address.VSOCK_ANY:
+        raise PydanticCustomError(
+            "cid", "4294967295 is where to listen, for any CID; give that of the enclave, or auto"
+        )
     return number
 
 
@@ -112,22 +116,36 @@ Cid = Annotated[int | Literal["auto"], BeforeValidator(_cid)]
 
 
 def _registers(value: object) -> object:
-    """Registers by name or number, each with one value or several; all in lower case."""
+    """A map in which no register is there twice, under two spellings."""
     if value is None:
         return {}
     if not isinstance(value, dict):
         raise PydanticCustomError("pcrs", "expected a map of PCR0, PCR1, PCR2 to their values")
-    found: dict[str, tuple[str, ...]] = {}
-    for key, written in value.items():
-        register = str(key).upper().removeprefix("PCR")
-        if register not in ("0", "1", "2"):
-            raise PydanticCustomError("pcrs", "expected PCR0, PCR1 or PCR2: nitro-cli tells no other register")
-        if f"PCR{register}" in found:
-            raise PydanticCustomError("pcrs", "PCR{register} is given twice", {"register": register})
-        found[f"PCR{register}"] = tuple(
-            _measurement(one) for one in (written if isinstance(written, list) else [written])
-        )
-    return found
+    seen: set[str] = set()
+    for spelled in map(_spelled, value):
+        if spelled in seen:
+            raise PydanticCustomError("pcrs", "{register} is given twice", {"register": spelled})
+        seen.add(spelled)
+    return value
+
+
+def _spelled(register: object) -> str:
+    return "PCR" + str(register).upper().removeprefix("PCR")
+
+
+def _register(key: object) -> str:
+    if _spelled(key) not in ("PCR0", "PCR1", "PCR2"):
+        raise PydanticCustomError("pcrs", "expected PCR0, PCR1 or PCR2: nitro-cli tells no other register")
+    return _spelled(key)
+
+
+def _measurements(value: object) -> object:
+    """One value, or a list of those accepted, whose items are checked each at its own place."""
+    if not isinstance(value, list | tuple):
+        return (_measurement(value),)
+    if not value:
+        raise PydanticCustomError("pcrs", "an empty list accepts no image: give a value, or leave the register out")
+    return value
 
 
 def _measurement(value: object) -> str:
@@ -139,7 +157,9 @@ def _measurement(value: object) -> str:
     return text
 
 
-Registers = Annotated[Mapping[str, tuple[str, ...]], BeforeValidator(_registers)]
+Register = Annotated[str, BeforeValidator(_register)]
+Measurements = Annotated[tuple[Annotated[str, BeforeValidator(_measurement)], ...], BeforeValidator(_measurements)]
+Registers = Annotated[Mapping[Register, Measurements], BeforeValidator(_registers)]
 
 
 def _no_bool(value: object) -> object:
@@ -227,6 +247,17 @@ class Storage(Strict):
         return self.config if isinstance(self.config, AwsTable) else AwsTable()
 
 
+def _check_enclave_address(text: str) -> None:
+    try:
+        parsed = address.parse(text)
+    except address.AddressError as exc:
+        raise PydanticCustomError("address", "{text}", {"text": str(exc)}) from None
+    if isinstance(parsed, address.VsockAddress) and parsed.cid == address.VSOCK_ANY:
+        raise PydanticCustomError("address", "vsock:any is where to listen; give the CID of the enclave")
+    if parsed.port == 0:
+        raise PydanticCustomError("address", "port 0 is none to connect to")
+
+
 class NitroSettings(Strict):
     """`config` of a vault with driver `nitro`."""
 
@@ -250,14 +281,7 @@ class NitroSettings(Strict):
     @classmethod
     def _address(cls, value: str | None) -> str | None:
         if value is not None:
-            try:
-                parsed = address.parse(value.replace(_CID_PATTERN, str(DEFAULT_CID)))
-            except address.AddressError as exc:
-                raise PydanticCustomError("address", "{text}", {"text": str(exc)}) from None
-            if isinstance(parsed, address.VsockAddress) and parsed.cid == address.VSOCK_ANY:
-                raise PydanticCustomError("address", "vsock:any is where to listen; give the CID of the enclave")
-            if parsed.port == 0:
-                raise PydanticCustomError("address", "port 0 is none to connect to")
+            _check_enclave_address(value.replace(CID_PATTERN, str(DEFAULT_CID)))
         return value
 
     @field_validator("credentials", mode="before")
@@ -274,7 +298,7 @@ class NitroSettings(Strict):
 
     @model_validator(mode="after")
     def _one_address(self) -> Self:
-        pattern = self.enclave_address is not None and _CID_PATTERN in self.enclave_address
+        pattern = self.enclave_address is not None and CID_PATTERN in self.enclave_address
         if self.enclave_address is not None:
             if self.enclave_port is not None or (self.enclave_cid is not None and not pattern):
                 raise PydanticCustomError("address", "enclave_address takes the place of enclave_cid and enclave_port")
@@ -288,6 +312,8 @@ class NitroSettings(Strict):
                 raise PydanticCustomError(
                     "address", "with the CID in enclave_address it isn't known where the built-in proxy has to listen"
                 )
+            if pattern and self.fixed_cid is not None:
+                _check_enclave_address(self.enclave_address.replace(CID_PATTERN, str(self.fixed_cid)))
         if self.enclave_name and self.fixed_cid is not None:
             raise PydanticCustomError("name", "enclave_name says which CID to take; leave enclave_cid out, or auto")
         if not self.encryption_key_id:
@@ -313,14 +339,14 @@ class NitroSettings(Strict):
     @property
     def fixed_enclave(self) -> address.Address | None:
         """Where the enclave listens, if that is known without asking nitro-cli."""
-        if self.enclave_address is not None and _CID_PATTERN not in self.enclave_address:
+        if self.enclave_address is not None and CID_PATTERN not in self.enclave_address:
             return address.parse(self.enclave_address)
         return None if self.fixed_cid is None else self.enclave_at(self.fixed_cid)
 
     def enclave_at(self, cid: int) -> address.Address:
-        """Where an enclave with this CID listens."""
+        """Where an enclave with this CID listens. Raises `AddressError` where the CID doesn't fit `enclave_address`."""
         if self.enclave_address is not None:
-            return address.parse(self.enclave_address.replace(_CID_PATTERN, str(cid)))
+            return address.parse(self.enclave_address.replace(CID_PATTERN, str(cid)))
         return address.VsockAddress(cid, self.enclave_port or DEFAULT_ENCLAVE_PORT)
 
 

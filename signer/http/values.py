@@ -6,6 +6,8 @@ from http import HTTPStatus
 
 JSON = "application/json; charset=utf-8"
 TEXT = "text/plain; charset=utf-8"
+_REPEATED = 502  # the status that Octez clients repeat by themselves
+_MAX_REPEATED = 240  # characters: its text goes to the user's log ten times
 
 # Go's encoder escapes these three, so that JSON can stand inside HTML.
 _GO_ESCAPES = str.maketrans({"<": "\\u003c", ">": "\\u003e", "&": "\\u0026"})
@@ -40,7 +42,12 @@ def json_response(value: object, status: int = 200) -> ApiResponse:
 
 
 def error_response(status: int, text: str) -> ApiResponse:
-    """The JSON list in which Octez clients look for an error (section 8 of the remote-signer specification)."""
+    """The JSON list in which Octez clients look for an error (section 8 of the remote-signer specification).
+
+    A 502 is cut short (section 7 there); all of it is in the signer's log.
+    """
+    if status == _REPEATED and len(text) > _MAX_REPEATED:
+        text = f"{text[:_MAX_REPEATED]}... (see the signer's log)"
     return json_response([{"id": "failure", "kind": "temporary", "msg": text}], status)
 
 

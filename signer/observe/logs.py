@@ -57,6 +57,8 @@ def configure(level: str = "info", *, json_lines: bool = False, stream: TextIO |
     root = logging.getLogger()
     root.handlers[:] = [_StandardHandler()]
     root.setLevel(max(threshold, logging.WARNING))  # libraries speak up only when something is wrong
+    # A renewal that fails is told by who asked for it, once; botocore adds 45 lines of trace each time.
+    logging.getLogger("botocore.credentials").setLevel(threshold if threshold < logging.INFO else logging.CRITICAL)
     logging.getLogger("vsock_proxy").setLevel(threshold)  # the built-in proxy is no library in this sense
 
 

@@ -94,6 +94,8 @@ class Vault(Protocol):
     async def reload(self) -> None:
         """Take the stored keys as they are now, as an operator asks for it: what is gone there is dropped.
 
+        Returns when what is new was tried, as far as *patience* goes.
+
         Raises a `SignerError` where they cannot be read; then the keys known stay in use.
         """
 

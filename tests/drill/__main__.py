@@ -5,7 +5,7 @@ import random
 import shutil
 import sys
 import tempfile
-from functools import partial
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 from tests.drill import table
@@ -15,20 +15,23 @@ from tests.drill.scenarios import RUNS
 FAULTS = 1_000_000  # in effect: until the time is over
 
 
-def main() -> None:
-    options = _parser().parse_args()
+Runs = Mapping[str, Callable[..., Outcome]]
+
+
+def main(arguments: Sequence[str] | None = None, runs: Runs = RUNS) -> None:
+    options = _parser(runs).parse_args(arguments)
     seed = random.randrange(2**32) if options.seed is None else options.seed
     print(f"seed {seed}", flush=True)
     held = True
-    for name in options.scenario or RUNS:
-        held &= _run(name, seed, options)
+    for name in options.scenario or runs:
+        held &= _run(runs[name], name, seed, options)
     sys.exit(0 if held else 1)
 
 
-def _run(name: str, seed: int, options: argparse.Namespace) -> bool:
+def _run(run: Callable[..., Outcome], name: str, seed: int, options: argparse.Namespace) -> bool:
     """Run one scenario; whether all held, or it was left out."""
     with tempfile.TemporaryDirectory(prefix="drill-", dir=options.directory) as directory:
-        outcome = _outcome(name, seed, options, Path(directory))
+        outcome = _outcome(run, name, seed, options, Path(directory))
         if outcome is None:
             return True
         print(table.render(outcome), flush=True)
@@ -40,30 +43,24 @@ def _run(name: str, seed: int, options: argparse.Namespace) -> bool:
     return held
 
 
-def _outcome(name: str, seed: int, options: argparse.Namespace, directory: Path) -> Outcome | None:
+def _outcome(
+    run: Callable[..., Outcome], name: str, seed: int, options: argparse.Namespace, directory: Path
+) -> Outcome | None:
     """None for a scenario that this machine does not allow, which is said."""
-    run = partial(
-        RUNS[name],
-        directory,
-        seed=seed,
-        faults=options.faults,
-        duration=options.duration,
-        bakers=options.bakers,
-        keys=options.keys,
-    )
+    limits = {"faults": options.faults, "duration": options.duration, "bakers": options.bakers, "keys": options.keys}
     try:
-        return run()
+        return run(directory, seed=seed, **limits)
     except LeftOutError as exc:
         print(f"== {name}: left out: {exc}", flush=True)
         return None
 
 
-def _parser() -> argparse.ArgumentParser:
+def _parser(runs: Runs) -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m tests.drill", description=__doc__)
     parser.add_argument("--seed", type=int, help="of the faults and the load; default: another one each time")
     parser.add_argument("--duration", type=float, default=30, help="seconds for each scenario; default %(default)s")
     parser.add_argument("--faults", type=int, default=FAULTS, help="end a scenario after so many")
-    parser.add_argument("--scenario", action="append", choices=list(RUNS), help="only this; may be repeated")
+    parser.add_argument("--scenario", action="append", choices=list(runs), help="only this; may be repeated")
     parser.add_argument("--bakers", type=int, default=8, help="clients side by side; default %(default)s")
     parser.add_argument("--keys", type=int, default=1, help="of each of the four curves; default %(default)s")
     parser.add_argument(

@@ -55,13 +55,13 @@ class HttpSigner:
 
     async def post(self, address: str, message: bytes) -> Answer:
         async with await trio.open_tcp_stream("127.0.0.1", self.port) as stream:
-            await stream.send_all(self._request(address, message))
+            await _send(stream, self._request(address, message))
             return await read_answer(stream)
 
     async def vanish(self, address: str, message: bytes, chance: random.Random) -> None:
         data = self._request(address, message)
         async with await trio.open_tcp_stream("127.0.0.1", self.port) as stream:
-            await stream.send_all(data[: chance.choice([len(data) // 2, len(data), len(data), len(data)])])
+            await _send(stream, data[: chance.choice([len(data) // 2, len(data), len(data), len(data)])])
             await trio.sleep(chance.choice([0, 0.002, 0.01]))
 
     def _request(self, address: str, message: bytes) -> bytes:
@@ -81,8 +81,15 @@ async def octez(attempt: Attempt) -> tuple[Answer, int]:
 
 async def get(port: int, path: str) -> Answer:
     async with await trio.open_tcp_stream("127.0.0.1", port) as stream:
-        await stream.send_all(f"GET {path} HTTP/1.1\r\nhost: 127.0.0.1:{port}\r\n\r\n".encode())
+        await _send(stream, f"GET {path} HTTP/1.1\r\nhost: 127.0.0.1:{port}\r\n\r\n".encode())
         return await read_answer(stream)
+
+
+async def _send(stream: trio.abc.SendStream, data: bytes) -> None:
+    try:
+        await stream.send_all(data)
+    except trio.BrokenResourceError as exc:
+        raise HttpError("reset before the request was taken") from exc
 
 
 async def read_answer(stream: trio.abc.ReceiveStream) -> Answer:

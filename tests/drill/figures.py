@@ -30,6 +30,7 @@ from tests.drill.world import START_WITHIN, World, open_world
 DOWN = 2.0  # seconds of a restart
 _EVERY = 0.02  # seconds between two requests of bakers while the enclave is away
 _BEFORE = 0.3  # seconds before the enclave is back, in which the first request arrives
+_WORK = 30  # requests between two restarts: an enclave that was of no use is not a restart, it is dialled with pauses
 _QUEUE = 8  # kept connections of the throughput
 
 
@@ -40,6 +41,7 @@ class Restarts:
     asked: int = 0
     signed: int = 0
     first: list[float] = field(default_factory=list)  # seconds from "back" to a signature of a key at random
+    alone: list[float] = field(default_factory=list)  # the same where nobody else asks
     every: list[float] = field(default_factory=list)  # seconds from "back" until every key is in
     ledger: Ledger = field(default_factory=Ledger)
     chains: Iterator[int] = field(default_factory=lambda: count(1))
@@ -87,30 +89,35 @@ def _in_world(work: Callable[[World], Awaitable[None]], keys: int, **nitro: obje
 
 
 async def _restarts(result: Restarts, rounds: int, world: World) -> None:
-    for _ in range(rounds):
+    for number in range(2 * rounds):
+        alone = number % 2 == 0
         spare = await world.boot()
         await world.guest.kill()
         async with trio.open_nursery() as nursery:
-            nursery.start_soon(_bakers, result, world)
+            nursery.start_soon(partial(_bakers, result, world, alone=alone))
             await trio.sleep(DOWN)
             cid = world.cid + 1
             await world.settle_in(spare, cid)
             world.show(cid)
             back = trio.current_time()
             await world.ready(START_WITHIN)
-            result.every.append(trio.current_time() - back)
+            if alone:
+                result.every.append(trio.current_time() - back)
+        for _ in range(_WORK):
+            await _ask(result, world)
 
 
-async def _bakers(result: Restarts, world: World) -> None:
-    """A request every now and then while the enclave is away, the last one shortly before it is back."""
+async def _bakers(result: Restarts, world: World, *, alone: bool) -> None:
+    """A request every now and then while the enclave is away, the last one shortly before it is back, or only that."""
     back = trio.current_time() + DOWN
     async with trio.open_nursery() as nursery:
         while trio.current_time() < back - _BEFORE:
-            nursery.start_soon(_ask, result, world)
+            if not alone:
+                nursery.start_soon(_ask, result, world)
             await trio.sleep(_EVERY)
         await trio.sleep(_BEFORE / 2)
         await _ask(result, world)
-        result.first.append(trio.current_time() - back)
+        (result.alone if alone else result.first).append(trio.current_time() - back)
 
 
 async def _ask(result: Restarts, world: World) -> None:
@@ -129,8 +136,9 @@ async def _ask(result: Restarts, world: World) -> None:
 def _print_restarts(keys: int, result: Restarts) -> None:
     share = 100 * result.signed / result.asked
     print(f"{keys} key(s): {result.asked} requests while the enclave was away for {DOWN:g} s, {share:.2f} % signed")
-    print(f"    a signature   {_quantiles(result.first)}")
-    print(f"    every key in  {_quantiles(result.every)}")
+    print(f"    every key in             {_quantiles(result.every)}")
+    print(f"    the only request         {_quantiles(result.alone)}")
+    print(f"    the last of some ninety  {_quantiles(result.first)}")
     for text in result.ledger.violations:
         print(f"    VIOLATED: {text}")
     sys.stdout.flush()

@@ -109,7 +109,7 @@ class Load:
             return None
         except (OSError, HttpError) as exc:
             if not self.lost_answers:
-                self.ledger.failed(f"no answer for {slot}: {exc!r}")
+                self.ledger.failed(f"no answer for {slot}: {exc!r}, {exc.__cause__!r}")
             await trio.sleep(_AWAY)
             return None
         self.ledger.statuses[client.BAD_GATEWAY] += refused - (answer.status == client.BAD_GATEWAY)
@@ -128,6 +128,7 @@ class Load:
     async def _vanish(self, text: bytes, key: Key, chance: random.Random) -> None:
         try:
             await self.signer.vanish(key.address, text, chance)
-        except (OSError, HttpError, trio.BrokenResourceError):
+        except (OSError, HttpError) as exc:
             if not self.lost_answers:
-                raise
+                self.ledger.failed(f"a client could not even ask: {exc!r}, {exc.__cause__!r}")
+            await trio.sleep(_AWAY)

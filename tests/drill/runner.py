@@ -13,14 +13,14 @@ from tests.drill.client import HttpSigner
 from tests.drill.ledger import Ledger
 from tests.drill.load import Counts, Load
 from tests.drill.plan import Plan, Rates
-from tests.drill.world import World, open_world, until
+from tests.drill.world import World, open_world
 
 SERVES_AGAIN = 15.0  # seconds after the last fault; without help
 SETTLES = 15.0  # seconds after the last request for connections to be closed
 _REST = 0.3  # seconds without a change: what was to be closed is closed
 _LOOK = 0.02  # seconds between two looks
 _WARM_UP_CHAINS = 0x3A500000
-_WARM_UP = 0.5  # seconds of load without faults: whatever is opened once is open then
+_WARM_UP = 0.3  # seconds of load without faults: whatever is opened once is open then
 
 
 class LeftOutError(Exception):
@@ -111,6 +111,7 @@ async def _run(
         signer = HttpSigner(world.setup.port)
         before = await _warm_up(world, Load(signer, world.keys, ledger, seed, vanishing=False, chains=_WARM_UP_CHAINS))
         load = Load(signer, world.keys, ledger, seed, bakers=bakers, lost_answers=scenario.lost_answers)
+        tasks = await world.tasks()
         began = trio.current_time()
         chance = random.Random(f"{seed}/{scenario.name}")
         drill = Drill(world, load, chance, began + duration, faults)
@@ -121,7 +122,7 @@ async def _run(
             await _serves_again(drill)
             load.stop()
         seconds = trio.current_time() - began
-        after = await _settled(world, ledger, before)
+        after = await _settled(world, ledger, before, tasks)
     made = drill.faults + Counter({fault.value: number for fault, number in plan.faults.items()})
     return Outcome(scenario.name, seed, seconds, load.counts, ledger, made, drill.recoveries, (before, after))
 
@@ -156,15 +157,26 @@ async def _serves_again(drill: Drill) -> None:
     await drill.recovered()
 
 
-async def _settled(world: World, ledger: Ledger, before: int) -> int:
-    """Wait for the descriptors of the load and of lost links to be closed; returns how many are open then."""
+async def _settled(world: World, ledger: Ledger, before: int, tasks: dict[str, bool]) -> int:
+    """Wait until nothing of the load and of lost links is left; returns how many descriptors are open then."""
     assert world.signer is not None
     if world.signer.poll() is not None:
         return 0  # said already
-    try:
-        await until(lambda: world.descriptors <= before, "descriptors as before", SETTLES)
-    except TimeoutError:
-        ledger.failed(f"{world.descriptors - before} descriptor(s) leaked: {before} before, {world.descriptors} after")
+    await _check_tasks(world, ledger, tasks)
+    with trio.move_on_after(SETTLES) as limit:
+        while (after := world.descriptors) > before:
+            await trio.sleep(_LOOK)
+    if limit.cancelled_caught:
+        ledger.failed(f"{after - before} descriptor(s) leaked: {before} before, {after} after")
     if world.children:
         ledger.failed(f"child process(es) left over: {', '.join(world.children)}")
-    return world.descriptors
+    return after
+
+
+async def _check_tasks(world: World, ledger: Ledger, before: dict[str, bool]) -> None:
+    """The same tasks as before, and each does its work."""
+    with trio.move_on_after(SETTLES):
+        while (after := await world.tasks()) != before or not all(after.values()):
+            await trio.sleep(_LOOK)
+        return
+    ledger.failed(f"tasks (and whether they work) before: {before}, after: {after}")

@@ -5,6 +5,7 @@ program that lives under that CID now, or nobody. `show` says which CID the sign
 nitro-cli, or follows a link at a fixed address.
 """
 
+import re
 import signal
 import subprocess
 import sys
@@ -34,6 +35,7 @@ KEY_FILE = "development.key"
 START_WITHIN = 30.0  # seconds for a process to start, on a machine that is busy
 _POLL = 0.005  # seconds between two looks at something that nobody announces
 _ALLOWED = {"block": None, "attestation": None, "preattestation": None}
+_TASK = re.compile(r'^task_up\{task="([^"]*)"\} (\S+)$', re.MULTILINE)
 
 # Short times: what is lost must be noticed soon, so that the next fault finds the signer working again.
 NITRO: Mapping[str, object] = {"connect_timeout": 1.0, "exchange_timeout": 0.5}
@@ -177,6 +179,11 @@ class World:
         except (OSError, HttpError) as exc:
             return False, repr(exc)
         return answer.status == 200 and '"skipped"' not in answer.body, answer.body
+
+    async def tasks(self) -> dict[str, bool]:
+        """The signer's long-lived tasks as `/metrics` lists them, and whether each does its work."""
+        answer = await client.get(self.setup.utility_port, "/metrics")
+        return {name: float(up) == 1 for name, up in _TASK.findall(answer.body)}
 
     def log_end(self) -> str:
         return self.setup.log.read_text()[-2000:]

@@ -12,16 +12,16 @@ from tests.drill.scenarios import RUNS
 # Faults of each scenario; those that pass their time in pauses get few. Killing the signer has a test of its own.
 FAULTS = {
     "link": 250,
-    "relay": 120,
-    "slow": 120,
-    "kill": 3,
+    "relay": 80,
+    "slow": 80,
+    "kill": 2,
     "stop": 2,
     "cid": 1,
-    "lies": 3,
+    "lies": 2,
     "stranger": 1,
-    "proxy": 200,
+    "proxy": 100,
     "locked": 2,
-    "full": 3,
+    "full": 2,
     "vanish": 300,
 }
 LONGEST = 10.0  # seconds of faults, on a machine that is slow

@@ -6,6 +6,7 @@ import socket
 import threading
 from collections.abc import Iterator
 from contextlib import closing, contextmanager
+from typing import Any
 
 import pytest
 
@@ -55,6 +56,11 @@ def ask(setup: Setup, text: bytes) -> bytes:
         return answer
 
 
+def state(setup: Setup) -> Any:
+    """What the signer says of its proxy."""
+    return setup.utility.get("/healthz?verbose")[1]["tasks"]["proxy nitro"]
+
+
 @pytest.fixture
 def host() -> Iterator[int]:
     with shouting_host() as port:
@@ -101,6 +107,7 @@ def test_a_command_beside_the_server_uses_the_servers_proxy(setup: Setup, host: 
     setup.utility_port = free_port()
     setup.write_config()
     setup.start_signer()
+    assert state(setup)["state"] == "running", "another proxy does the work"
     setup.stop(first)
     wait_for(lambda: "Proxying connections to" in setup.log.read_text().rpartition("which is used")[2], "our turn")
     assert ask(setup, b"again") == b"AGAIN"
@@ -116,5 +123,8 @@ def test_a_file_in_the_way_is_an_error_that_is_said(setup: Setup, host: int) -> 
     assert "another kind of file" in setup.log.read_text()
     assert setup.api.sign(pkh, attestation(Curve.ED25519, 1))[0] == 200, "the keys are open already"
     assert place.read_text() == "notes"
+    assert state(setup)["state"] == "failing"
+    assert "another kind of file" in state(setup)["last_fault"]
     place.unlink()
     wait_for(place.exists, "the proxy steps in")
+    wait_for(lambda: state(setup)["state"] == "running", "the proxy")

@@ -85,7 +85,9 @@ class FakeVault:
         self.gate.set()
         self.ready = True
         self.detail = "away"
-        self.patience = 0.0  # seconds that `wait_for` waits
+        self.patience = 5.0  # seconds of one caller, in all
+        self.waits = 0.0  # seconds that `wait_for` waits
+        self.refreshing = 0.0  # seconds that `refresh` takes
         self.skipped: Mapping[str, str] = {}
         self.faults: list[Exception] = []
         self.tamper: Callable[[Signature], Signature] = lambda signature: signature
@@ -112,7 +114,7 @@ class FakeVault:
         await self.refresh()
 
     async def wait_for(self, key: PublicKeyHash, deadline: float) -> None:
-        with trio.move_on_at(deadline):
+        with trio.move_on_at(min(deadline, trio.current_time() + self.waits)):
             while not self.ready:
                 await trio.sleep(0.01)
 
@@ -120,6 +122,7 @@ class FakeVault:
         await trio.lowlevel.checkpoint()
         self.refreshed += 1
         self.secrets |= self.hidden
+        await trio.sleep(self.refreshing)
 
     def keys(self) -> Mapping[PublicKeyHash, VaultKey]:
         return {pkh: VaultKey(secret.public_key) for pkh, secret in self.secrets.items()}
@@ -790,6 +793,23 @@ async def test_a_key_stored_meanwhile_is_found() -> None:
     assert vault.refreshed == 1, "a key that is known costs no look at the store"
 
 
+async def test_nobody_waits_longer_for_a_key_than_the_patience(autojump_clock: trio.testing.MockClock) -> None:
+    """Neither for two vaults in turn, nor for their key files and then for their links."""
+    vaults = [FakeVault(BLS, name="first"), FakeVault(BLS, name="second")]
+    for vault in vaults:
+        vault.ready, vault.patience, vault.refreshing, vault.waits = False, 2.5, 2.0, 60.0
+    async with running(vaults) as signing:
+        began = trio.current_time()
+        with pytest.raises(UnavailableError, match="first: away; second: away"):
+            await ask(signing, block(5))
+        assert trio.current_time() - began == pytest.approx(2.5)
+        vaults[1].refreshing, vaults[1].hidden = 0.0, {TZ1: ED}
+        vaults[1].ready = True
+        began = trio.current_time()
+        await ask(signing, block(5))
+        assert trio.current_time() == began, "a vault that has the key is not kept waiting by one that is away"
+
+
 async def test_an_unlisted_key_has_a_public_key_but_no_place_in_the_list() -> None:
     async with running(FakeVault(ED, BLS), policies={TZ4: policy()}) as signing:
         assert await signing.public_key(TZ1) == ED.public_key
@@ -830,7 +850,7 @@ async def test_a_refused_possession_is_logged_with_its_setting() -> None:
 async def test_a_vault_that_comes_up_in_time_is_waited_for(autojump_clock: trio.testing.MockClock) -> None:
     """Whoever asks while the signer starts loses no slot, and nobody waits for a key that is not configured."""
     vault = FakeVault()
-    vault.ready, vault.patience, vault.hidden = False, 2.5, {}
+    vault.ready, vault.waits, vault.hidden = False, 2.5, {}
 
     async def come_up() -> None:
         await trio.sleep(1)
@@ -845,6 +865,26 @@ async def test_a_vault_that_comes_up_in_time_is_waited_for(autojump_clock: trio.
         with pytest.raises(KeyNotFoundError):
             await signing.public_key(OTHERS[Curve.P256].public_key.hash)
         assert trio.current_time() < 1.1
+
+
+async def test_other_policies_count_at_once_and_a_request_on_its_way_keeps_its_own(
+    autojump_clock: trio.testing.MockClock,
+) -> None:
+    first, second = FakeVault(ED, name="first"), FakeVault(name="second")
+    second.ready, second.patience = False, 2.5
+    found: list[object] = []
+    async with running([first, second], policies={TZ1: policy(vault="second")}) as signing:
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(outcome, signing, block(5), found)
+            await trio.sleep(1)  # it waits for the second vault
+            signing.replace_policies({})
+            assert signing.known_keys() == []
+            with pytest.raises(RefusedError):
+                await ask(signing, block(6))
+        assert isinstance(found[0], UnavailableError), "not by the first vault, which it was never allowed"
+        assert first.asked == 0
+        signing.replace_policies({TZ1: policy(vault="first")})
+        await ask(signing, block(6))
 
 
 async def test_a_bug_in_the_account_of_one_request_ends_nothing(monkeypatch: pytest.MonkeyPatch) -> None:

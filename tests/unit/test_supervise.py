@@ -69,7 +69,7 @@ async def test_the_first_start_fails_for_its_caller() -> None:
     async def run(*, task_status: trio.TaskStatus[None]) -> None:
         raise OSError("in use")
 
-    with pytest.raises(OSError, match="in use"):
+    with pytest.raises(OSError, match="in use"), trio.fail_after(5):
         async with open_nursery() as nursery:
             await nursery.start(supervise, Task("shop"), run)
 

@@ -7,7 +7,7 @@ changed are read anew (weakness 9).
 """
 
 import os
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -19,7 +19,11 @@ from signer.errors import SignerError
 if TYPE_CHECKING:
     import botocore.session
 
+_MAX_SHOWN = 200  # characters of the SDK's text
+
 CredentialsProvider = Callable[[], Awaitable["Credentials"]]
+
+MAX_LOOKUPS = 3  # at once: one that hangs is left behind in its thread, and threads are needed elsewhere
 
 
 class CredentialsError(SignerError):
@@ -35,16 +39,21 @@ class Credentials:
     session_token: str | None = field(repr=False)
     region: str
 
+    @property
+    def secrets(self) -> Sequence[str]:
+        """What must not be shown, be it in the words of another; shorter texts are placeholders, for a mock."""
+        return [secret for secret in (self.secret_access_key, self.session_token) if secret and len(secret) >= 8]
+
 
 def provider(*, access_key_id: str, secret_access_key: str, session_token: str, region: str) -> CredentialsProvider:
     """A function that resolves credentials each time it is called; empty values come from the SDK's chain."""
     configured = Credentials(access_key_id, secret_access_key, session_token or None, region)
-    chain = _Chain(configured)
+    chain, lookups = _Chain(configured), trio.CapacityLimiter(MAX_LOOKUPS)
 
     async def resolve() -> Credentials:
         if access_key_id and secret_access_key and region:
             return configured
-        found = await trio.to_thread.run_sync(chain.resolve, abandon_on_cancel=True)
+        found = await trio.to_thread.run_sync(chain.resolve, abandon_on_cancel=True, limiter=lookups)
         if not found.access_key_id or not found.secret_access_key:
             raise CredentialsError(
                 "(Nitro): missing credentials: neither the configuration (credentials), nor the environment, "
@@ -72,15 +81,20 @@ class _Chain:
         import botocore.session
 
         stamps = _stamps()
-        if self._session is None or stamps != self._stamps:
-            self._session, self._stamps = botocore.session.Session(), stamps
         try:
+            if self._session is None or stamps != self._stamps:
+                self._session, self._stamps = botocore.session.Session(), stamps
             return self._from(self._session)
+        except CredentialsError:
+            raise
         except (
             botocore.exceptions.BotoCoreError,
             botocore.exceptions.ClientError,
         ) as exc:  # the latter is no BotoCoreError
-            raise CredentialsError(f"(Nitro): missing credentials: {exc}") from exc
+            raise CredentialsError(f"(Nitro): missing credentials: {_shown(exc)}") from exc
+        except Exception as exc:  # what the SDK lets through: a RuntimeError for what is still expired after it was
+            # renewed (a clock that is wrong), a ValueError for what a credential_process prints, and the like
+            raise CredentialsError(f"(Nitro): missing credentials: {type(exc).__name__}: {_shown(exc)}") from exc
 
     def _from(self, session: "botocore.session.Session") -> Credentials:
         own = self._configured
@@ -99,6 +113,12 @@ class _Chain:
             )
         self._last = found
         return found
+
+
+def _shown(error: Exception) -> str:
+    """*error* on one line: its source may have answered with a page of HTML."""
+    text = " ".join(str(error).split())
+    return text if len(text) <= _MAX_SHOWN else f"{text[:_MAX_SHOWN]}..."
 
 
 def _stamps() -> list[tuple[int, int]]:

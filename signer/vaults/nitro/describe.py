@@ -14,8 +14,10 @@ from signer.errors import SignerError
 FIRST_CID, LAST_CID = 4, 2**32 - 2  # below: hypervisor, loopback, host, parent; above: any
 REGISTERS = ("PCR0", "PCR1", "PCR2")
 _MAX_SHOWN = 100  # characters of a text from outside, in an error
+_MAX_LISTED = 8  # enclaves in an error; a host with more than four is a rare one
 _RUNNING = "RUNNING"
 _NO_FLAGS = "NONE"
+_BY_HAND = "see what `nitro-cli describe-enclaves` prints to the user that runs the signer"
 
 
 class DiscoveryError(SignerError):
@@ -24,7 +26,7 @@ class DiscoveryError(SignerError):
 
 @dataclass(frozen=True, slots=True)
 class Enclave:
-    """One entry of the listing. Empty texts, and None, where the entry doesn't say."""
+    """One entry of the listing, as it is there. Empty texts, and None, where the entry doesn't say."""
 
     cid: int | None
     name: str = ""
@@ -38,11 +40,11 @@ class Enclave:
         return self.state.upper() == _RUNNING
 
     def __str__(self) -> str:
-        facts = [self.name or "(no name)"]
+        facts = [shown(self.name) or "(no name)"]
         if self.enclave_id:
-            facts.append(self.enclave_id)
-        facts.append("no CID" if self.cid is None else f"CID {self.cid}")
-        return f"{', '.join(facts)}: {self.state or '(no state)'}"
+            facts.append(shown(self.enclave_id))
+        facts.append("no CID" if self.cid is None else f"CID {shown(str(self.cid))}")
+        return f"{', '.join(facts)}: {shown(self.state) or '(no state)'}"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -59,20 +61,23 @@ class Wanted:
 def parse(text: bytes) -> list[Enclave]:
     """The entries of a listing. Raises `DiscoveryError`."""
     if not text.strip():
-        raise DiscoveryError("nitro-cli printed nothing where a list of enclaves was expected")
+        raise DiscoveryError(f"nitro-cli printed nothing where a list of enclaves was expected; {_BY_HAND}")
     try:
         entries = json.loads(text)
     except (ValueError, RecursionError) as exc:
-        raise DiscoveryError(f"nitro-cli printed no JSON: {shown(str(exc))}") from exc
+        said = shown(text[: 2 * _MAX_SHOWN].decode(errors="replace"))
+        raise DiscoveryError(f"nitro-cli printed no JSON ({shown(str(exc))}), but: {said}; {_BY_HAND}") from exc
     if not isinstance(entries, list):
-        raise DiscoveryError(f"nitro-cli printed no list of enclaves, but: {shown(str(entries))}")
+        raise DiscoveryError(f"nitro-cli printed no list of enclaves, but: {shown(str(entries))}; {_BY_HAND}")
     return [_entry(entry) for entry in entries]
 
 
 def choose(enclaves: Iterable[Enclave], wanted: Wanted) -> Enclave:
     """The enclave to connect to, whose CID is good and whose checks hold. Raises `DiscoveryError`."""
     known = list(enclaves)
-    running = [one for one in known if one.is_running and _matches(one, wanted)]
+    running = _matching([one for one in known if one.is_running], wanted)
+    if len(running) > 1 and wanted.cid is not None:
+        raise DiscoveryError(f"nitro-cli lists CID {wanted.cid} more than once ({_listed(running)})")
     if len(running) > 1:
         raise DiscoveryError(
             f"several enclaves are RUNNING ({_listed(running)}): say which one with enclave_name, "
@@ -115,7 +120,7 @@ def _entry(entry: object) -> Enclave:
 
 
 def _text(value: object) -> str:
-    return shown(value) if isinstance(value, str) else ""
+    return value if isinstance(value, str) else ""
 
 
 def _number(value: object) -> int | None:
@@ -124,10 +129,14 @@ def _number(value: object) -> int | None:
     return value if isinstance(value, int) and not isinstance(value, bool) else None
 
 
-def _matches(enclave: Enclave, wanted: Wanted) -> bool:
+def _matching(enclaves: list[Enclave], wanted: Wanted) -> list[Enclave]:
+    """A name goes before an id: it is the operator's own word, even where it looks like somebody's id."""
     if wanted.cid is not None:
-        return enclave.cid == wanted.cid
-    return not wanted.name or wanted.name in (enclave.name, enclave.enclave_id)
+        return [one for one in enclaves if one.cid == wanted.cid]
+    if not wanted.name:
+        return enclaves
+    named = [one for one in enclaves if one.name == wanted.name]
+    return named or [one for one in enclaves if one.enclave_id == wanted.name]
 
 
 def _none_running(enclaves: list[Enclave], wanted: Wanted) -> str:
@@ -135,13 +144,14 @@ def _none_running(enclaves: list[Enclave], wanted: Wanted) -> str:
     if wanted.cid is not None:
         what = f"no enclave with CID {wanted.cid} is RUNNING"
     elif wanted.name:
-        what = f"no enclave called {wanted.name} is RUNNING"
+        what = f"no enclave called {shown(wanted.name)} is RUNNING"
     there = f"; nitro-cli lists {_listed(enclaves)}" if enclaves else "; nitro-cli lists none"
     return f"{what}{there}. Start it with nitro-cli run-enclave"
 
 
-def _listed(enclaves: Iterable[Enclave]) -> str:
-    return "; ".join(map(str, enclaves))
+def _listed(enclaves: list[Enclave]) -> str:
+    more = len(enclaves) - _MAX_LISTED
+    return "; ".join(map(str, enclaves[:_MAX_LISTED])) + (f"; and {more} more" if more > 0 else "")
 
 
 def _check_debug(enclave: Enclave, wanted: Wanted) -> None:
@@ -153,8 +163,8 @@ def _check_debug(enclave: Enclave, wanted: Wanted) -> None:
         return
     if enclave.flags.upper() != _NO_FLAGS:
         raise DiscoveryError(
-            f"the enclave ({enclave}) runs in debug mode (Flags: {enclave.flags}): its console shows what it does, "
-            "and KMS sees measurements of zeros. Nothing was sent to it. Run it without --debug-mode, or set "
+            f"the enclave ({enclave}) runs in debug mode (Flags: {shown(enclave.flags)}): its console shows what it "
+            "does, and KMS sees measurements of zeros. Nothing was sent to it. Run it without --debug-mode, or set "
             "allow_debug_mode: true where no key is worth anything"
         )
 

@@ -15,7 +15,7 @@ from typing import Protocol
 import structlog
 import trio
 
-from proxy.address import Address
+from proxy.address import Address, AddressError
 from signer.config import NitroSettings
 from signer.config.models import DEFAULT_CID
 from signer.vaults.nitro.describe import DiscoveryError, Enclave, Wanted, choose, parse, shown
@@ -26,6 +26,7 @@ logger = structlog.get_logger(__name__)
 
 COMMAND = "nitro-cli"
 TIMEOUT = 10.0  # seconds; the command itself waits up to 3 s for each silent enclave process
+KILL_TIMEOUT = 1.0  # seconds from SIGKILL to the end; what the kernel holds fast must not hold the signer
 MAX_OUTPUT = 1024 * 1024  # bytes
 
 
@@ -37,7 +38,7 @@ class Place:
     enclave_id: str = ""  # EnclaveID of nitro-cli; empty where nobody knows it
 
     def __str__(self) -> str:
-        return f"{self.address} ({self.enclave_id})" if self.enclave_id else str(self.address)
+        return f"{self.address} ({shown(self.enclave_id)})" if self.enclave_id else str(self.address)
 
 
 class Locator(Protocol):
@@ -48,7 +49,7 @@ class Locator(Protocol):
         """Whether the place never changes, and asking costs nothing."""
 
     async def locate(self) -> Place:
-        """The place now. Raises a `SignerError` that says why it isn't known, and what to do."""
+        """The place now. Raises `DiscoveryError`."""
 
 
 def locator(nitro: NitroSettings) -> Locator:
@@ -96,35 +97,43 @@ class NitroCliLocator:
         self._said = ""
 
     async def locate(self) -> Place:
-        program = await trio.to_thread.run_sync(shutil.which, COMMAND)
+        program = await trio.to_thread.run_sync(shutil.which, COMMAND, abandon_on_cancel=True)
         if program is None and self._falls_back:
             self._say(
                 f"enclave_cid is not set and {COMMAND} is not on the PATH: taking CID {DEFAULT_CID}, which is wrong "
                 "after the enclave's first restart; set enclave_cid, or let the signer run nitro-cli"
             )
-            await trio.lowlevel.checkpoint()
             return Place(self._nitro.enclave_at(DEFAULT_CID))
         if program is None:
             raise DiscoveryError(
                 f"{COMMAND} is not on the PATH (or cannot be executed), so the enclave's CID cannot be found: "
                 "install aws-nitro-enclaves-cli, or set enclave_cid"
             )
-        chosen = choose(await self._listing(program), self._wanted)
-        assert chosen.cid is not None
-        return Place(self._nitro.enclave_at(chosen.cid), chosen.enclave_id)
+        return self._place(await self._chosen(program))
 
-    async def _listing(self, program: str) -> list[Enclave]:
+    def _place(self, chosen: Enclave) -> Place:
+        assert chosen.cid is not None
+        try:
+            return Place(self._nitro.enclave_at(chosen.cid), chosen.enclave_id)
+        except AddressError as exc:
+            raise DiscoveryError(f"the CID of the enclave ({chosen}) does not fit enclave_address: {exc}") from exc
+
+    async def _chosen(self, program: str) -> Enclave:
         done = await _run(program)
         if done.status == 0:
             self._said = ""
-            return parse(done.output)
+            return choose(parse(done.output), self._wanted)
         trouble = f"{COMMAND} describe-enclaves ended with status {done.status}: {_told(done.errors)}"
         try:
-            found = parse(done.output)
+            listed = parse(done.output)
         except DiscoveryError as exc:
             raise DiscoveryError(trouble) from exc
+        try:
+            chosen = choose(listed, self._wanted)
+        except DiscoveryError as exc:  # what it says of the others may be why
+            raise DiscoveryError(f"{exc} ({trouble})") from exc
         self._say(f"{trouble}; going on with the enclaves that it listed")
-        return found
+        return chosen
 
     def _say(self, text: str) -> None:
         if text != self._said:
@@ -154,38 +163,42 @@ async def _run(program: str) -> _Done:
     assert process.stdout is not None
     assert process.stderr is not None
     output, errors = bytearray(), bytearray()
+    status: int | None = None
     try:
         with trio.move_on_after(TIMEOUT) as limit:
             async with trio.open_nursery() as nursery:
-                nursery.start_soon(_collect, process.stderr, errors)
-                nursery.start_soon(_collect, process.stdout, output)
-            await process.wait()
+                nursery.start_soon(_collect, process.stderr, errors, limit)
+                nursery.start_soon(_collect, process.stdout, output, limit)
+            status = await process.wait()
     finally:
-        await _end(process)
-    if len(output) > MAX_OUTPUT:
+        if status is None:  # once it was waited for, its number may be another's
+            await _end(process)
+    if max(len(output), len(errors)) > MAX_OUTPUT:
         raise DiscoveryError(f"{COMMAND} describe-enclaves printed more than {MAX_OUTPUT} bytes; is it the right one?")
-    if limit.cancelled_caught:
+    if status is None:
         raise DiscoveryError(
             f"{COMMAND} describe-enclaves gave no answer within {TIMEOUT:g} s; run it by hand and see what it hangs on"
         )
-    assert process.returncode is not None
-    return _Done(process.returncode, bytes(output), bytes(errors))
+    return _Done(status, bytes(output), bytes(errors))
 
 
-async def _collect(stream: trio.abc.ReceiveStream, into: bytearray) -> None:
-    """Read *stream* to its end, or until it has said more than anybody wants to hear; then it is closed."""
+async def _collect(stream: trio.abc.ReceiveStream, into: bytearray, command: trio.CancelScope) -> None:
+    """Read *stream* to its end, or until it has said more than anybody wants to hear: that ends the *command*."""
     async with stream:
         async for chunk in stream:
             into += chunk
             if len(into) > MAX_OUTPUT:
-                return
+                command.cancel(reason="too much output")
 
 
 async def _end(process: trio.Process) -> None:
-    """End the command and what it started, at once; nothing of it stays, not even as a zombie."""
+    """End the command and what it started, at once; nothing of it stays, not even as a zombie.
+
+    Only for a process that nobody has waited for yet: until then its number, and its group's, are no other's.
+    """
     with suppress(ProcessLookupError, PermissionError):
         os.killpg(process.pid, signal.SIGKILL)
-    with trio.CancelScope(shield=True):
+    with trio.move_on_after(KILL_TIMEOUT, shield=True):
         await process.wait()
 
 

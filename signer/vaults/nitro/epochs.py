@@ -10,7 +10,7 @@ specification; weaknesses 2, 8, 9 and 34 of the reference.
 """
 
 from collections import deque
-from collections.abc import Collection, Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from typing import Generic, Protocol, TypeVar
 
 from signer.tezos.keys import PublicKeyHash
@@ -39,16 +39,18 @@ L = TypeVar("L")
 class Line(Generic[C, L]):
     """One initialized connection, the keys that it can sign with, and the blobs that it has yet to import."""
 
-    def __init__(self, epoch: "Epoch[C, L]", channel: C, blobs: Iterable[StoredKey]) -> None:
+    def __init__(
+        self, epoch: "Epoch[C, L]", channel: C, blobs: Sequence[StoredKey], suspects: Mapping[StoredKey, str]
+    ) -> None:
         self.epoch = epoch
         self.channel = channel
         self.handles: dict[PublicKeyHash, int] = {}
-        self.refused: dict[StoredKey, str] = {}
-        self.was_complete = False  # whether every blob was tried once
         self._addresses: set[str] = set()  # of handles
-        self._waiting = deque(blobs)
-        self._listed = set(self._waiting)
+        self._listed = set(blobs)
+        self._waiting = deque(stored for stored in blobs if stored not in suspects)
         self._trying: set[StoredKey] = set()
+        self.refused = {stored: why for stored, why in suspects.items() if stored in self._listed}
+        self.was_complete = self.complete  # whether every blob was tried once
 
     @property
     def complete(self) -> bool:
@@ -93,6 +95,12 @@ class Line(Generic[C, L]):
         self._waiting = deque(stored for stored in self._waiting if stored.public_key_hash != address)
         self.refused = {stored: why for stored, why in self.refused.items() if stored.public_key_hash != address}
 
+    def _suspect(self, stored: StoredKey, why: str) -> None:
+        if stored in self._waiting:
+            self._waiting.remove(stored)
+            self.refused[stored] = why
+            self.was_complete = self.was_complete or self.complete
+
     def _done(self, stored: StoredKey) -> None:
         self._trying.discard(stored)
         self.was_complete = self.was_complete or self.complete
@@ -105,11 +113,11 @@ class Epoch(Generic[C, L]):
         self.number = number
         self.life = life
         self.lines: list[Line[C, L]] = []
-        self.joined = 0  # lines that it ever had
+        self._over = False
 
     def is_over(self) -> bool:
-        """Whether it had lines and has lost them all."""
-        return self.joined > 0 and not self.lines
+        """Whether it had lost all lines that it had: its sessions end then, and one that is late changes nothing."""
+        return self._over
 
     @property
     def keys(self) -> set[PublicKeyHash]:
@@ -124,6 +132,7 @@ class Epochs(Generic[C, L]):
         self._epochs: list[Epoch[C, L]] = []
         self._numbers = 0
         self._blobs: Sequence[StoredKey] = ()
+        self._suspects: dict[StoredKey, str] = {}  # blobs over which a line was lost, and what is known of that
         self._turn: Line[C, L] | None = None
 
     # -- what happens
@@ -131,6 +140,8 @@ class Epochs(Generic[C, L]):
     def list_blobs(self, blobs: Sequence[StoredKey]) -> None:
         """The key file holds *blobs*."""
         self._blobs = tuple(blobs)
+        listed = set(self._blobs)
+        self._suspects = {stored: why for stored, why in self._suspects.items() if stored in listed}
         for line in self.lines():
             line._offer(self._blobs)
 
@@ -154,16 +165,15 @@ class Epochs(Generic[C, L]):
         between them sooner than one alone.
         """
         start = len(self._blobs) // 2 if len(epoch.lines) % 2 else 0
-        line = Line(epoch, channel, [*self._blobs[start:], *self._blobs[:start]])
-        line.was_complete = not self._blobs
+        line = Line(epoch, channel, [*self._blobs[start:], *self._blobs[:start]], self._suspects)
         epoch.lines.append(line)
-        epoch.joined += 1
         return line
 
     def leave(self, line: Line[C, L]) -> None:
         """The connection of *line* has ended."""
         if line in line.epoch.lines:
             line.epoch.lines.remove(line)
+            line.epoch._over = line.epoch._over or not line.epoch.lines
         if self._turn is line:
             self._turn = None
 
@@ -186,6 +196,7 @@ class Epochs(Generic[C, L]):
 
         False, and it doesn't, if the key file lists *stored* no more.
         """
+        self._suspects.pop(stored, None)
         listed = stored in line._listed
         if listed:
             line._serve(key, handle)
@@ -198,6 +209,7 @@ class Epochs(Generic[C, L]):
 
     def refuse(self, line: Line[C, L], stored: StoredKey, why: str) -> None:
         """*stored* cannot be used; a second entry of a key that serves is no matter."""
+        self._suspects.pop(stored, None)
         if stored in line._listed and not line.has(stored):
             line.refused[stored] = why
         self._finish(line, stored)
@@ -206,17 +218,39 @@ class Epochs(Generic[C, L]):
         """The import of *stored* had no outcome: the line was lost over it, or its caller went away."""
         self._finish(line, stored)
 
-    def retry(self, *, asked_for: bool = False) -> bool:
+    def suspect(self, line: Line[C, L], blob: bytes, why: str) -> Sequence[StoredKey]:
+        """*line* is being lost since the import of *blob* had no answer in time; returns the entries concerned.
+
+        They count as refused from now on: the next lines don't run into them before they have the other keys, and not
+        all at once. A line that could open nothing at all says nothing of a single blob.
+        """
+        found = [stored for stored in line._trying if stored.blob == blob and stored in line._listed]
+        for stored in found if line.handles else ():
+            self._suspects[stored] = why
+            for other in self.lines():
+                other._suspect(stored, why)
+                self._pass_turn(other)
+        return found
+
+    def retry(self, *, asked_for: bool = False, alone: bool = False) -> bool:
         """Let refused blobs be tried again; returns whether there are any to try.
 
-        Unless somebody *asked for* it, only over a line that nobody would miss while its imports hang.
+        Unless somebody *asked for* it, only over a line that nobody would miss while its imports hang. Where there is
+        one line by design, it is *alone*: what was answered with an error is tried over that one, for it would never
+        be otherwise; what was not answered at all is not.
         """
         found = False
+        if asked_for:
+            self._suspects = {}
         for line in self.lines():
-            if line.refused and line.complete and (asked_for or not line.handles or self._others_serve(line)):
-                line._waiting.extend(line.refused)
-                line.refused = {}
-                found = True
+            if not line.complete:
+                continue
+            free = asked_for or not line.handles or self._others_serve(line)
+            again = [stored for stored in line.refused if free or (alone and stored not in self._suspects)]
+            line._waiting.extend(again)
+            for stored in again:
+                del line.refused[stored]
+            found = found or bool(again)
         return found
 
     # -- what follows from it
@@ -275,8 +309,8 @@ class Epochs(Generic[C, L]):
         """Address of each key that no line serves, though its blob was tried; and why."""
         served = {address for line in self.lines() for address in line._addresses}
         found: dict[str, str] = {}
-        for line in self.lines():
-            for stored, why in line.refused.items():
+        for refused in (*(line.refused for line in self.lines()), self._suspects):
+            for stored, why in refused.items():
                 if stored.public_key_hash not in served:
                     found.setdefault(stored.public_key_hash, why)
         return found
@@ -287,6 +321,9 @@ class Epochs(Generic[C, L]):
 
     def _finish(self, line: Line[C, L], stored: StoredKey) -> None:
         line._done(stored)
+        self._pass_turn(line)
+
+    def _pass_turn(self, line: Line[C, L]) -> None:
         if self._turn is line and line.complete:
             self._turn = None
 

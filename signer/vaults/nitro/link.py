@@ -21,7 +21,7 @@ from typing import NamedTuple
 import structlog
 import trio
 
-from proxy.address import Address
+from proxy.address import Address, VsockAddress
 from signer import crypto
 from signer.errors import KeyNotFoundError, SignerError
 from signer.observe.tasks import Task, Tasks
@@ -55,9 +55,10 @@ RESOLVING = Pace(shortest=1.0, longest=60.0)  # credentials
 RESOLVE_TIMEOUT = 30.0  # seconds
 REFRESH_INTERVAL = 300.0  # seconds; the SDK renews what expires within 15 minutes, when it is asked
 RETRY_REFUSED = Pace(shortest=5.0, longest=60.0)  # blobs that KMS would not open
-IMPORTS_ON_THE_WIRE = 4  # a session; hides the way to the enclave, and holds up a signature by no more than these
+IMPORTS_ON_THE_WIRE = 2  # a session: one being opened, and one on its way; a signature waits for no more than these
 PROBE_INTERVAL = 2.0  # seconds of silence after which a session is asked for a sign of life
 PROOF = 5  # replies after the last import that make a session one that works: its end is no failure of the next one
+PROOF_TIME = 2.0  # seconds that do the same
 MAX_DOUBTS = 3  # errors, or signatures that do not verify, before a request gives up
 
 Connect = Callable[[Address], Awaitable[trio.abc.Stream]]
@@ -91,6 +92,13 @@ class _Use:
 
     task: Task
     complete_at: int | None = None  # replies that it had given when it first had every key
+    complete_since: float = 0.0  # Trio's clock
+
+    def proved(self, session: Session) -> bool:
+        """Whether it was of use: an enclave that dies right after its imports, again and again, is not."""
+        if self.complete_at is None:
+            return False
+        return session.answers >= self.complete_at + PROOF or trio.current_time() >= self.complete_since + PROOF_TIME
 
 
 class _Outage:
@@ -231,6 +239,7 @@ class EnclaveLink:
         """Fetch the credentials, and again and again: what the SDK has renewed opens a new epoch beside the old."""
         task, outage = self._tasks.add(f"vault {self._name} credentials"), _Outage()
         while True:
+            self._attempting("looking for credentials")
             try:
                 with trio.fail_after(RESOLVE_TIMEOUT):
                     found = await self._provider()
@@ -254,19 +263,24 @@ class EnclaveLink:
     async def _keep_epoch(self) -> None:
         """Find the enclave, and begin an epoch for each life of it that differs from the one before."""
         task = None if self._locator.fixed else self._tasks.add(f"vault {self._name} discovery")
+        lost = _Outage()
         while True:
+            pause = float("inf")
             if self._credentials is not None:
+                self._attempting("looking for the enclave")
                 try:
                     place = await self._locator.locate()
                 except SignerError as exc:
                     if task is not None:
                         task.failing(str(exc))
                     self._failed(str(exc))
+                    pause = lost.pause(LOCATING)
                 else:
                     if task is not None:
                         task.running()
+                    lost.over()
                     self._found(Life(place, self._credentials))
-            await self._until_worth_a_look()
+            await self._until_worth_a_look(pause)
 
     def _found(self, life: Life) -> None:
         """The enclave is there: the newest epoch may dial it, or a new one begins."""
@@ -286,25 +300,26 @@ class EnclaveLink:
         self._located = trio.Event()
         self.notify()
 
-    async def _until_worth_a_look(self) -> None:
-        """Return when something broke or changed, or after a pause while the newest epoch has no session."""
-        newest = self.epochs.newest
-        if self._credentials is None or (newest is not None and newest.lines):
-            pause = float("inf")
-            if not self._locator.fixed:
-                await trio.sleep(LOCATING.shortest)  # while something answers, no more than ten questions a second
-        else:
-            pause = self._outage.pause(CONNECTING if self._locator.fixed else LOCATING)
+    async def _until_worth_a_look(self, pause: float) -> None:
+        """Return when something broke or changed, but after *pause* at the latest, or while nothing answers sooner."""
+        began, newest = trio.current_time(), self.epochs.newest
+        pace = CONNECTING if self._locator.fixed else LOCATING
+        if self._credentials is not None and (newest is None or newest.is_over() or not newest.lines):
+            pause = min(pause, self._outage.pause(pace))
+        elif not self._locator.fixed:
+            await trio.sleep(LOCATING.shortest)  # while something answers, no more than ten questions a second
         with trio.move_on_after(pause):
             await self._look.wait()
         self._look = trio.Event()
+        if self._outage.lasts:  # what broke was of no use yet: then it breaks again at once, and so on
+            await trio.sleep_until(began + self._outage.pause(pace))
 
     async def _retry_refused(self) -> None:
         """Blobs that could not be opened are tried again: KMS may have been away."""
         outage = _Outage()
         while True:
             await trio.sleep(outage.pause(RETRY_REFUSED))
-            if self.epochs.retry():
+            if self.epochs.retry(alone=self._sessions == 1):
                 self.notify()
             else:
                 outage.over()
@@ -335,7 +350,9 @@ class EnclaveLink:
         with trio.move_on_after(self._timeouts.exchange):
             for line in tuple(epoch.lines):
                 await line.channel.wait_idle()
-        if epoch in self.epochs.epochs:
+        if epoch not in self.epochs.superseded():  # over by now; or what took its place is gone, and it is needed again
+            self._draining.discard(epoch)
+        else:
             self.epochs.retire(epoch)
             self._scopes[epoch].cancel(reason="superseded")
 
@@ -363,21 +380,30 @@ class EnclaveLink:
 
     async def _session(self, epoch: SessionEpoch, task: Task) -> tuple[str, bool]:
         """One session from dialling to its end; returns why it ended, and whether it had been of use."""
+        self._attempting(f"connecting to {epoch.life.place}")
         try:
             with trio.fail_after(self._timeouts.connect):
                 stream = await self._connect(epoch.life.place.address)
         except trio.TooSlowError:
             failure = f"(Nitro): dial {epoch.life.place.address}: no answer within {self._timeouts.connect:g} s"
+            failure += self._advice(epoch.life.place)
         except OSError as exc:
-            failure = f"(Nitro): dial {epoch.life.place.address}: {_reason(exc)}"
+            failure = f"(Nitro): dial {epoch.life.place.address}: {_reason(exc)}{self._advice(epoch.life.place)}"
         except (trio.BrokenResourceError, trio.ClosedResourceError) as exc:  # reset within a hybrid handshake
             failure = (
                 f"(Nitro): dial {epoch.life.place.address}: connection lost: {exc.__cause__ or type(exc).__name__}"
             )
         else:
-            return await self._serve(epoch, Session(stream, timeout=self._timeouts.exchange), task)
+            session = Session(stream, timeout=self._timeouts.exchange, secrets=epoch.life.credentials.secrets)
+            return await self._serve(epoch, session, task)
         self._failed(failure)
         return failure, False
+
+    def _advice(self, place: Place) -> str:
+        """What to do where nobody listens at *place*; one that nitro-cli told is asked for again anyway."""
+        if not self._locator.fixed or not isinstance(place.address, VsockAddress):
+            return ""
+        return "; is the enclave RUNNING with this CID? A restart gives it another, which enclave_cid: auto finds"
 
     async def _serve(self, epoch: SessionEpoch, session: Session, task: Task) -> tuple[str, bool]:
         line, proved = None, False
@@ -392,10 +418,11 @@ class EnclaveLink:
                 nursery.start_soon(self._probe, line)
                 try:
                     await session.ended.wait()
+                    self._blame(line)
                 finally:
                     self.epochs.leave(line)
                     del self._uses[line]
-                proved = use.complete_at is not None and session.answers >= use.complete_at + PROOF
+                proved = use.proved(session)
             nursery.cancel_scope.cancel(reason=session.failure)
         if proved:
             self._outage.over()
@@ -407,6 +434,12 @@ class EnclaveLink:
         self._failed(session.failure)
         self._sweep()
         return session.failure, proved
+
+    def _attempting(self, what: str) -> None:
+        """*what* is what the first attempt waits for; it may hang there for long."""
+        if not self._attempted.is_set():
+            self.failure = f"not connected yet: {what}"
+            self.notify()
 
     async def _initialize(self, session: Session, credentials: Credentials) -> bool:
         try:
@@ -482,6 +515,17 @@ class EnclaveLink:
 
     def _refuse(self, line: SessionLine, stored: StoredKey, why: str) -> None:
         self.epochs.refuse(line, stored, why)
+        self._tell_skipped(stored, why)
+
+    def _blame(self, line: SessionLine) -> None:
+        """*line* was lost: if a blob was what the enclave did not come back from, the other keys go first now."""
+        overdue = line.channel.overdue
+        if isinstance(overdue, Import):
+            why = f"{line.channel.failure} when it was to open the blob"
+            for stored in self.epochs.suspect(line, overdue.blob, why):
+                self._tell_skipped(stored, why)
+
+    def _tell_skipped(self, stored: StoredKey, why: str) -> None:
         if self.epochs.skipped().get(stored.public_key_hash) == why != self._told.get(stored.public_key_hash):
             self._told[stored.public_key_hash] = why
             logger.error(
@@ -493,9 +537,11 @@ class EnclaveLink:
 
     def _progress(self, line: SessionLine) -> None:
         """*line* came one step further."""
-        use = self._uses[line]
+        use = self._uses.get(line)
+        if use is None:  # its session ended in the very moment in which the reply came
+            return
         if line.was_complete and use.complete_at is None:
-            use.complete_at = line.channel.answers
+            use.complete_at, use.complete_since = line.channel.answers, trio.current_time()
             use.task.running()
             self._task.running()
             if all(other is line or self._uses[other].complete_at is None for other in line.epoch.lines):
@@ -552,7 +598,7 @@ class EnclaveLink:
                 continue
             await question.wait(min(deadline, trio.current_time() + STALLED_AFTER))
             for line, slot in question.take_finished():
-                answer = await self._judge(question, line, slot, key, accept)
+                answer = await self._judge(question, line, slot, key, accept, deadline)
                 if answer is not None:
                     return answer
             if trio.current_time() >= deadline:
@@ -572,7 +618,13 @@ class EnclaveLink:
             raise VaultError(f"(Nitro): {exc}") from exc
 
     async def _judge(
-        self, question: "_Question", line: SessionLine, slot: Slot, key: PublicKeyHash, accept: Accept
+        self,
+        question: "_Question",
+        line: SessionLine,
+        slot: Slot,
+        key: PublicKeyHash,
+        accept: Accept,
+        deadline: float,
     ) -> Result:
         """The result of *slot* if it is the answer, None if another session has to be asked."""
         try:
@@ -582,7 +634,8 @@ class EnclaveLink:
             await trio.lowlevel.checkpoint()  # the link notices the loss in its own task
             return None
         except RemoteError as exc:
-            doubt: SignerError = VaultError(f"(Nitro): RPC Error: {exc}")
+            question.failure = f"RPC Error: {exc}"
+            doubt: SignerError = VaultError(f"(Nitro): {question.failure}")
         else:
             if await accept(result):
                 return result
@@ -590,7 +643,11 @@ class EnclaveLink:
         # It may be the reply to another call. A line that is in step after all said what it wanted to say, but even
         # then two replies may have changed places: only one that says it again is believed.
         question.doubted.add(line)
-        if await self._in_step(line, key, line.handles.get(key, 0)):
+        in_step, handle = False, line.handles.get(key)
+        if handle is not None:  # else the key was taken out meanwhile
+            with trio.move_on_at(min(deadline, trio.current_time() + STALLED_AFTER)):  # others may answer sooner
+                in_step = await self._in_step(line, key, handle)
+        if in_step:
             question.doubts += 1
             if question.doubts >= MAX_DOUBTS:
                 raise doubt

@@ -8,11 +8,20 @@ may repeat: signing is deterministic.
 """
 
 from collections import deque
+from collections.abc import Collection
 
 import trio
 
 from signer.rpc.frames import FrameDecoder, FrameError, encode_frame
-from signer.rpc.messages import Call, MalformedReplyError, RemoteError, Result, decode_reply, encode_call
+from signer.rpc.messages import (
+    Call,
+    MalformedReplyError,
+    RemoteError,
+    Result,
+    RpcErrorChain,
+    decode_reply,
+    encode_call,
+)
 
 _CHUNK = 65536  # bytes of one read
 STALLED_AFTER = 0.25  # seconds without the next reply; a signature takes a millisecond or two
@@ -49,14 +58,16 @@ class Session:
     """Calls over *stream*, which it takes over.
 
     The enclave has *timeout* seconds for each reply, counted from the call or from the reply before it: many calls
-    that wait in line behind a slow enclave are no reason to give up on it.
+    that wait in line behind a slow enclave are no reason to give up on it. What it says of an error may quote its
+    request to KMS, or the call; *secrets* are taken out of that.
 
     `run` must be running for calls to be answered; it closes the stream when it ends.
     """
 
-    def __init__(self, stream: trio.abc.Stream, *, timeout: float) -> None:
+    def __init__(self, stream: trio.abc.Stream, *, timeout: float, secrets: Collection[str] = ()) -> None:
         self._stream = stream
         self._timeout = timeout
+        self._secrets = secrets
         self._slots: deque[Slot] = deque()
         self._head_since = 0.0  # Trio's clock: since when the next reply is waited for, while there are slots
         self.answered_at = float("-inf")  # Trio's clock: the last reply
@@ -65,6 +76,7 @@ class Session:
         self._wake_writer = trio.Event()
         self._limit = trio.CancelScope()  # its deadline is that of the next reply
         self._failure: str | None = None
+        self.overdue: Call | None = None  # whose reply did not come in time, and ended the connection by that
         self.ended = trio.Event()  # set when the connection is of no use any more
         self._idle: trio.Event | None = None  # of those who wait for the end of all calls
 
@@ -97,6 +109,8 @@ class Session:
                     reason = await self._read()
                     nursery.cancel_scope.cancel(reason=reason)
             if self._limit.cancelled_caught:
+                if self._failure is None and self._slots:
+                    self.overdue = self._slots[0].call
                 reason = self._failure or f"the enclave did not answer within {self._timeout:g} s"
         finally:
             self._end(reason)
@@ -173,7 +187,7 @@ class Session:
         try:
             result = decode_reply(slot.call, payload)
         except RemoteError as exc:
-            error = exc
+            error = self._without_secrets(exc)
         self._slots.popleft()
         self.answered_at = trio.current_time()
         self.answers += 1
@@ -183,6 +197,12 @@ class Session:
             self._limit.deadline = float("inf")
             self._rest()
         slot.settle(result, error)
+
+    def _without_secrets(self, error: RemoteError) -> RemoteError:
+        messages = error.chain.messages
+        for secret in self._secrets:
+            messages = tuple(message.replace(secret, "(secret)") for message in messages)
+        return RemoteError(RpcErrorChain(messages))
 
     def _expect_reply(self) -> None:
         """From now on the enclave has its time for the next reply."""

@@ -8,7 +8,6 @@ its inode, size and time. `FileStorage` blocks on the disk; `KeyFile` calls it i
 """
 
 import base64
-import binascii
 import fcntl
 import json
 import os
@@ -139,7 +138,7 @@ class FileStorage:
             return []
         try:
             entries = json.loads(text)
-        except ValueError as exc:
+        except (ValueError, RecursionError) as exc:
             raise self._damaged(str(exc)) from exc
         if not isinstance(entries, list):
             raise self._damaged("it is not a JSON array")
@@ -153,7 +152,7 @@ class FileStorage:
             address = f"entry {index + 1}"
         try:
             return StoredKey(address, base64.b64decode(blob, validate=True) if isinstance(blob, str) else b"")
-        except binascii.Error:
+        except ValueError:  # no Base64; where it isn't even ASCII, that is no `binascii.Error`
             return StoredKey(address, b"")
 
     def _write(self, text: str) -> None:

@@ -127,6 +127,7 @@ class NitroVault:
         self._list()
         self._link.retry_refused()
         self._link.renew_credentials()
+        await self._link.wait_settled(trio.current_time() + self.patience)
 
     async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
         await self._blobs.open()

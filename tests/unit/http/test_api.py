@@ -398,6 +398,15 @@ async def test_a_bug_is_500_and_its_text_stays_inside(path: str) -> None:
         assert error_text(response, 500) == "internal error, see the signer's log"
 
 
+async def test_a_502_is_short() -> None:
+    """It goes to the user's log ten times; the signer's log has it all."""
+    text = "x" * 1000
+    response = await ask("POST", f"/keys/{TZ1}", b'"03"', service=FakeSigning(UnavailableError(text)))
+    assert error_text(response, 502) == "x" * 240 + "... (see the signer's log)"
+    response = await ask("POST", f"/keys/{TZ1}", b'"03"', service=FakeSigning(SignerError(text)))
+    assert error_text(response, 500) == text, "others are said once"
+
+
 def test_502_is_only_for_what_may_be_repeated() -> None:
     """The Octez client repeats a 502 by itself, up to ten times."""
     pending, repeated = [SignerError], []

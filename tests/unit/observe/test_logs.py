@@ -62,6 +62,7 @@ def start() -> Iterator[Start]:
     structlog.configure(**before)
     root.handlers[:] = [handler for handler in root.handlers if not isinstance(handler, logs._StandardHandler)]
     root.setLevel(root_level)
+    logging.getLogger("botocore.credentials").setLevel(logging.NOTSET)
 
 
 def only_line(stream: io.StringIO) -> str:
@@ -151,6 +152,14 @@ def test_libraries_are_heard_from_warning_on(start: Start) -> None:
     logging.getLogger("botocore").warning("%s expired", "token")
     line = json.loads(only_line(stream))
     assert (line["level"], line["msg"], line["source"]) == ("warning", "token expired", "botocore")
+
+
+@pytest.mark.parametrize(("level", "lines"), [("info", 0), ("warn", 0), ("debug", 1)])
+def test_a_renewal_that_fails_is_left_to_who_asked_for_it(start: Start, level: str, lines: int) -> None:
+    """botocore tells it with a trace at each try, a minute apart for as long as it lasts."""
+    stream = start(level=level)
+    logging.getLogger("botocore.credentials").warning("Refreshing temporary credentials failed")
+    assert stream.getvalue().count("\n") == lines
 
 
 # -- one line, whatever the values

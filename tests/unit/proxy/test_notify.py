@@ -36,6 +36,17 @@ def test_p26_states(manager: socket.socket) -> None:
     assert environ == {"OTHER": "stays"}  # children must not speak for us
 
 
+def test_p26_a_status_is_one_line_and_no_other_field(manager: socket.socket) -> None:
+    with manager:
+        notifier = Notifier({"NOTIFY_SOCKET": manager.getsockname()})
+        notifier.status("waiting:\n  STOPPING=1\udcff" + 5000 * "x")
+        notifier.ready("signing")
+        text, ready = manager.recv(5000).decode(), manager.recv(1000)
+    assert text.startswith("STATUS=waiting: STOPPING=1?xxx")
+    assert len(text) < 1100
+    assert ready == b"READY=1\nSTATUS=signing"
+
+
 def test_p26_an_abstract_socket() -> None:
     with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as receiver:
         receiver.bind("")  # the kernel picks an abstract name

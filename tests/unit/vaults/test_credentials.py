@@ -98,7 +98,7 @@ class Source:
                 body["Expiration"] = until.strftime("%Y-%m-%dT%H:%M:%SZ")
                 self.send_response(500 if source.failing else 200)
                 self.end_headers()
-                self.wfile.write(json.dumps(body).encode())
+                self.wfile.write(b"<html>\n" * 1000 if source.failing else json.dumps(body).encode())
 
             def log_message(self, *_: object) -> None:
                 pass
@@ -131,5 +131,22 @@ async def test_temporary_credentials_are_renewed_before_they_expire(
         else:
             with pytest.raises(CredentialsError, match="expire within a quarter of an hour"):
                 await resolve()
+    finally:
+        source.close()
+
+
+async def test_a_source_that_answers_with_a_page_is_told_on_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("botocore.utils.ContainerMetadataFetcher.SLEEP_TIME", 0)
+    source = Source(300)  # the SDK has to renew them at once
+    try:
+        port = source.server.server_address[1]
+        monkeypatch.setenv("AWS_CONTAINER_CREDENTIALS_FULL_URI", f"http://127.0.0.1:{port}/")
+        resolve = provider(**EMPTY | {"region": "r"})
+        await resolve()
+        source.failing = True
+        with pytest.raises(CredentialsError, match=r"missing credentials: .* non 200 response 500 .*\.\.\.$") as caught:
+            await resolve()
+        assert "\n" not in str(caught.value)
+        assert len(str(caught.value)) < 300
     finally:
         source.close()

@@ -47,9 +47,10 @@ def test_the_real_format() -> None:
 @pytest.mark.parametrize(
     ("text", "why"),
     [
-        (b"", "printed nothing"),
+        (b"", "printed nothing where a list of enclaves was expected; see what `nitro-cli"),
         (b" \n", "printed nothing"),
         (b"[{", "no JSON"),
+        (b"<html>\n", "but: <html>; see what `nitro-cli describe-enclaves` prints"),
         (b"\xff\xfe\x00", "no JSON"),
         (b"[" * 100_000, "no JSON"),
         (b"{}", "no list of enclaves, but: {}"),
@@ -85,6 +86,31 @@ def test_of_several_the_one_that_is_named() -> None:
     assert "no enclave called nobody is RUNNING" in text
     assert "other" in text
     assert "no enclave with CID 99 is RUNNING" in refusal(Wanted(cid=99), *several)
+
+
+def test_names_are_compared_as_they_are() -> None:
+    for name in ("x" * 150, "two  spaces", " edge", "a\x1b[31mb"):
+        assert chosen(Wanted(name=name), enclave(16, name=name), enclave(17, name=name + "y")) == 16
+        assert "no enclave called" in refusal(Wanted(name=f"{name}z"), enclave(16, name=name))
+    assert "\x1b" not in refusal(Wanted(name="a\x1bb\n"), enclave(16, name="c\x1b\nd", state="E\x1b\n"))
+
+
+def test_a_name_goes_before_an_id() -> None:
+    first, second = enclave(16), enclave(17, name="i-0123456789abcdef0-enc16")
+    assert chosen(Wanted(name="i-0123456789abcdef0-enc16"), first, second) == 17
+    assert chosen(Wanted(name="i-0123456789abcdef0-enc16"), first, second | {"State": "TERMINATING"}) == 16
+
+
+def test_a_cid_that_is_there_twice() -> None:
+    assert "lists CID 16 more than once" in refusal(Wanted(cid=16), enclave(16), enclave(16, name="other"))
+
+
+def test_a_long_listing_makes_no_long_error() -> None:
+    many = [enclave(16 + number, name="n" * 1000) for number in range(500)]
+    assert refusal(ANY, *many).count("CID ") == 8
+    assert "; and 492 more)" in refusal(ANY, *many)
+    assert len(refusal(Wanted(name="nobody"), *many)) < 2500
+    assert "more" not in refusal(ANY, *many[:8])
 
 
 def test_none_that_runs() -> None:

@@ -1,6 +1,7 @@
 """Running nitro-cli: a real program on the PATH, in every bad mood; and what the settings make of it."""
 
 import os
+import signal
 from pathlib import Path
 from typing import Any
 
@@ -125,6 +126,23 @@ async def test_a_listing_counts_in_spite_of_a_failure(nitro_cli: NitroCli) -> No
     ]
 
 
+async def test_a_failure_is_told_with_what_the_listing_lacks(nitro_cli: NitroCli) -> None:
+    """The enclave that doesn't answer may be the very one that is wanted."""
+    nitro_cli.fail(39, "Failed connections: 1\n", b"[]\n")
+    with capture_logs() as logs:
+        text = await refusal(settings())
+    assert "no enclave is RUNNING" in text
+    assert "ended with status 39: Failed connections: 1" in text
+    assert logs == [], "it is said already"
+
+
+async def test_a_cid_that_does_not_fit_the_address(nitro_cli: NitroCli) -> None:
+    nitro_cli.show(enclave(70000))
+    text = await refusal(settings(enclave_address="tcp:127.0.0.1:{cid}"))
+    assert "does not fit enclave_address" in text
+    assert "70000" in text
+
+
 @pytest.mark.parametrize(("output", "why"), [(b"", "printed nothing"), (b"[{", "no JSON"), (b"{}", "no list")])
 async def test_success_without_a_listing(nitro_cli: NitroCli, output: bytes, why: str) -> None:
     nitro_cli.say(output)
@@ -166,6 +184,51 @@ async def test_a_command_that_never_stops_talking(nitro_cli: NitroCli) -> None:
     process_id = nitro_cli.process_id()
     assert process_id is not None
     assert gone(process_id)
+
+
+@pytest.mark.parametrize("stream", ["1", "2"])
+async def test_talking_without_end_is_not_waited_for(
+    nitro_cli: NitroCli, monkeypatch: pytest.MonkeyPatch, stream: str
+) -> None:
+    """The other stream of it stays open, and a closed one does not end it."""
+    nitro_cli.program.write_text(f"#!/bin/sh\ntrap '' PIPE\nwhile :; do yes endless >&{stream}; done\n")
+    monkeypatch.setattr(discovery, "TIMEOUT", 300.0)
+    with trio.fail_after(30):
+        assert "printed more than 1048576 bytes" in await refusal(settings())
+
+
+async def test_only_what_nobody_has_waited_for_is_killed(nitro_cli: NitroCli, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The number of a process that has ended may be another's by now."""
+    killed: list[int] = []
+    monkeypatch.setattr(os, "killpg", lambda group, _: killed.append(group))
+    nitro_cli.show(enclave(16))
+    await locator(settings()).locate()
+    nitro_cli.fail(19, "[ E19 ] x")
+    await refusal(settings())
+    assert killed == []
+
+
+async def test_a_command_that_cannot_be_killed_holds_nobody(
+    nitro_cli: NitroCli, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As one that the kernel holds fast in a call to the device."""
+    nitro_cli.hang()
+    monkeypatch.setattr(discovery, "TIMEOUT", 0.5)
+    monkeypatch.setattr(discovery, "KILL_TIMEOUT", 0.1)
+    open_process, opened = trio.lowlevel.open_process, []
+
+    async def open_and_note(*arguments: Any, **options: Any) -> trio.Process:
+        opened.append(await open_process(*arguments, **options))
+        return opened[-1]
+
+    monkeypatch.setattr(trio.lowlevel, "open_process", open_and_note)
+    with monkeypatch.context() as patched:
+        patched.setattr(os, "killpg", lambda group, number: None)
+        with trio.fail_after(30):
+            assert "gave no answer" in await refusal(settings())
+    (process,) = opened
+    os.killpg(process.pid, signal.SIGKILL)
+    await process.wait()
 
 
 @pytest.mark.parametrize(

@@ -93,6 +93,20 @@ class EpochsMachine(RuleBasedStateMachine):
             self.epochs.leave(line)
             self.models.pop(line, None)
 
+    @rule(line=consumes(lines), data=st.data())
+    def hang(self, line: FakeLine, data: st.DataObject) -> None:
+        """The connection ends since an import was not answered; its blob is no further line's first concern."""
+        model = self.models.pop(line, None)
+        if model is None:
+            return
+        line.channel.alive = False
+        if model.trying:
+            stored = data.draw(st.sampled_from(model.trying))
+            self.epochs.suspect(line, stored.blob, "no answer")
+            waiting = [other for other in self.models if stored in other._waiting]
+            assert not (line.handles and stored in self.blobs and waiting)
+        self.epochs.leave(line)
+
     @rule(line=lines, load=st.integers(0, 5), stalled=st.booleans())
     def burden(self, line: FakeLine, load: int, stalled: bool) -> None:
         line.channel.load, line.channel.stalled = load, stalled
@@ -147,9 +161,9 @@ class EpochsMachine(RuleBasedStateMachine):
         for model in self.models.values():
             model.handles.pop(key, None)
 
-    @rule(asked_for=st.booleans())
-    def retry(self, asked_for: bool) -> None:
-        self.epochs.retry(asked_for=asked_for)
+    @rule(asked_for=st.booleans(), alone=st.booleans())
+    def retry(self, asked_for: bool, alone: bool) -> None:
+        self.epochs.retry(asked_for=asked_for, alone=alone)
 
     @rule()
     def sweep(self) -> None:
@@ -207,6 +221,65 @@ class EpochsMachine(RuleBasedStateMachine):
 # A line is told lost later than its channel knows: then it is in no bundle any more, and must not be routed to.
 TestEpochs = EpochsMachine.TestCase
 TestEpochs.settings = settings(max_examples=200, stateful_step_count=60, deadline=None)
+
+
+def test_a_blob_that_was_not_answered_is_tried_last_and_by_one_line_at_a_time() -> None:
+    epochs: Epochs[FakeChannel, str] = Epochs()
+    epochs.list_blobs(BLOBS[:3])
+    epoch = epochs.begin("life")
+    lost, other = epochs.join(epoch, FakeChannel()), epochs.join(epoch, FakeChannel())
+    tried = [epochs.take(lost), epochs.take(lost)]
+    assert tried == BLOBS[:2]
+    epochs.serve(lost, BLOBS[0], KEYS[0], 0)
+    assert epochs.suspect(lost, BLOBS[1].blob, "no answer") == [BLOBS[1]]
+    epochs.leave(lost)
+    assert epochs.skipped() == {str(KEYS[1]): "no answer"}
+    late = epochs.join(epoch, FakeChannel())
+    for line in (other, late):
+        while (stored := epochs.take(line)) is not None:
+            assert stored != BLOBS[1]
+            epochs.serve(line, stored, KEYS[BLOBS.index(stored)], 0)
+        assert line.was_complete
+    assert epochs.retry()
+    assert epochs.take(other) == BLOBS[1]
+    assert epochs.take(late) is None
+    epochs.suspect(other, BLOBS[1].blob, "no answer")
+    epochs.leave(other)
+    assert epochs.take(late) is None, "nor does the next line run into it at once"
+    epochs.retry(asked_for=True)
+    assert epochs.take(late) == BLOBS[1]
+    epochs.serve(late, BLOBS[1], KEYS[1], 0)
+    assert not epochs.skipped()
+    assert epochs.take(epochs.join(epoch, FakeChannel()), [str(KEYS[1])]) == BLOBS[1], "it is beyond suspicion"
+
+
+def test_what_the_key_file_has_no_more_is_not_served() -> None:
+    epochs: Epochs[FakeChannel, str] = Epochs()
+    epochs.list_blobs(BLOBS[:2])
+    line = epochs.join(epochs.begin("life"), FakeChannel())
+    assert epochs.take(line) == BLOBS[0]
+    epochs.list_blobs(BLOBS[1:2])
+    assert not epochs.serve(line, BLOBS[0], KEYS[0], 0)
+    assert epochs.route(KEYS[0]) is None
+
+
+def test_two_lines_begin_at_two_places_of_the_file() -> None:
+    epochs: Epochs[FakeChannel, str] = Epochs()
+    epochs.list_blobs(BLOBS[:2])
+    epoch = epochs.begin("life")
+    lines = [epochs.join(epoch, FakeChannel()) for _ in range(2)]
+    assert [epochs.take(line) for line in lines] == BLOBS[:2]
+
+
+def test_the_turn_of_a_line_that_is_dead_passes_before_it_is_told() -> None:
+    epochs: Epochs[FakeChannel, str] = Epochs()
+    epoch = epochs.begin("life")
+    first, second = (epochs.join(epoch, FakeChannel()) for _ in range(2))
+    epochs.list_blobs(BLOBS[:2])
+    assert epochs.take(first) == BLOBS[0]
+    assert epochs.take(second) is None, "both were complete: one after the other"
+    first.channel.alive = False
+    assert epochs.take(second) == BLOBS[0]
 
 
 def test_a_newer_epoch_that_has_just_died_supersedes_nothing() -> None:

@@ -4,6 +4,7 @@ import base64
 import fcntl
 import json
 from collections.abc import Awaitable, Callable
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -11,6 +12,7 @@ import trio
 import trio.testing
 from structlog.testing import capture_logs
 
+from proxy.address import parse
 from signer import crypto
 from signer.errors import KeyNotFoundError
 from signer.observe.metrics import Metrics
@@ -24,10 +26,12 @@ from signer.vaults.nitro import credentials as credentials_module
 from signer.vaults.nitro import link as link_module
 from signer.vaults.nitro import vault as vault_module
 from signer.vaults.nitro.credentials import Credentials, CredentialsError
+from signer.vaults.nitro.discovery import Place
 from signer.vaults.nitro.pace import Pace
-from signer.vaults.nitro.storage import FileStorage, KeyExistsError
+from signer.vaults.nitro.storage import FileStorage, KeyExistsError, KeyFile
+from signer.vaults.nitro.vault import NitroVault
 from signer.watermark.memory import MemoryWatermarks
-from tests.unit.vaults.fake import FakeEnclave, credentials, honest, running, sign, signs, until
+from tests.unit.vaults.fake import FakeEnclave, FakeLocator, credentials, honest, running, sign, signs, until
 
 SECRET = crypto.load_secret_key(Curve.P256, bytes(range(1, 33)))
 OTHER = crypto.load_secret_key(Curve.P256, bytes(range(2, 34)))
@@ -102,6 +106,53 @@ async def test_whatever_ends_the_dialling_is_retried(path: Path, enclave: FakeEn
     async with running(path, enclave, connect=connect) as vault:
         assert "dial unix:/fake:2000" in vault.health().detail
         await until(lambda: vault.ready)
+
+
+@pytest.mark.parametrize(
+    ("place", "fixed", "advised"),
+    [("vsock:16:2000", True, True), ("vsock:16:2000", False, False), ("unix:/fake:2000", True, False)],
+)
+async def test_a_cid_that_is_written_down_may_be_an_old_one(
+    path: Path, enclave: FakeEnclave, place: str, fixed: bool, advised: bool
+) -> None:
+    enclave.up = False
+    locator = FakeLocator(fixed=fixed)
+    locator.place = Place(parse(place))
+    async with running(path, enclave, locator=locator) as vault:
+        assert f"dial {place}: Connection refused" in vault.health().detail
+        assert ("enclave_cid: auto" in vault.health().detail) is advised
+
+
+def tells(vault: NitroVault, detail: str) -> bool:
+    return vault.health().detail == detail
+
+
+async def test_the_first_attempt_says_what_it_waits_for(path: Path, enclave: FakeEnclave) -> None:
+    waits, locator = [trio.Event(), trio.Event()], FakeLocator()
+
+    async def provider() -> Credentials:
+        await waits[0].wait()
+        return await credentials()
+
+    async def connect(address: object) -> trio.abc.Stream:
+        await waits[1].wait()
+        return await enclave.connect(address)
+
+    vault = NitroVault(
+        name="n",
+        locator=locator,
+        storage=KeyFile(path),
+        credentials=provider,
+        encryption_key_id="k",
+        connect=connect,
+    )
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(vault.run)
+        for waiting, what in zip(waits, ("looking for credentials", "connecting to unix:/fake:2000"), strict=True):
+            await until(partial(tells, vault, f"not connected yet: {what}"))
+            waiting.set()
+        await until(lambda: vault.ready)
+        nursery.cancel_scope.cancel()
 
 
 async def test_credentials_that_fail_at_first(path: Path, enclave: FakeEnclave) -> None:

@@ -419,6 +419,9 @@ async def test_reload_drops_what_the_file_has_no_more(path: Path, enclave: FakeE
         with pytest.raises(SignerError, match="not found in any vault"):
             await sign(vault, second)
         assert crypto.generate_secret_key(Curve.P256).public_key.hash not in vault.keys()
+        path.write_text(text)
+        await vault.reload()
+        assert list(vault.keys()) == [first, second], "it returns when what is new is in"
 
 
 async def test_new_keys_reach_every_session(path: Path, enclave: FakeEnclave) -> None:
