@@ -53,12 +53,9 @@ class Blobs:
         Raises `StorageError` where it is damaged or absent; then nothing changes.
         """
         async with self._reading:
-            stamp = await self._storage.stamp()
+            stamp = await self._storage.stamp(fresh=True)
             if stamp is None and self.entries:
-                raise StorageError(
-                    f"(Nitro/file storage): {self._storage.name} is gone; the keys known stay in use. Restore it, "
-                    "or leave [] in it if no key is wanted any more"
-                )
+                raise self._storage.gone()
             found = await self._storage.load()
             listed = {stored.public_key_hash for stored in found}
             dropped = sorted(set(self._served()) - listed)

@@ -47,15 +47,21 @@ class KeyTable:
     async def _probe(self) -> None:
         await self._table.call("Scan", TableName=self._table.name, Limit=1)
 
-    async def stamp(self) -> object:
+    async def stamp(self, *, fresh: bool = False) -> object:
         """The content as it was at most `_LOOK_INTERVAL` seconds ago, or the failure to read it then."""
-        if trio.current_time() - self._looked >= _LOOK_INTERVAL:
+        if fresh or trio.current_time() - self._looked >= _LOOK_INTERVAL:
             await self._look()
         else:
             await trio.lowlevel.checkpoint()
         if self._failure is not None:
             raise self._failure
-        return self._content
+        return self._content or None
+
+    def gone(self) -> StorageError:
+        return StorageError(
+            f"(Nitro): {self.name} holds no key; the keys known stay in use. Restore its items; restart the signer "
+            "if no key is wanted any more"
+        )
 
     async def load(self) -> list[StoredKey]:
         await self._look()

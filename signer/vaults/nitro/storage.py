@@ -55,8 +55,14 @@ class KeyStorage(Protocol):
 
     name: str  # for a person
 
-    async def stamp(self) -> object:
-        """What changes when the content does, cheaper than reading it all; None where there is no content at all."""
+    async def stamp(self, *, fresh: bool = False) -> object:
+        """What changes when the content does, cheaper than reading it all; None where there is no content at all.
+
+        Without *fresh* it may be that of some seconds ago.
+        """
+
+    def gone(self) -> StorageError:
+        """What to say where there is no content at all, though keys are in use."""
 
     async def load(self) -> list[StoredKey]:
         """All entries, in the order in which they are listed."""
@@ -75,8 +81,14 @@ class KeyFile:
         self.name = str(path)
         self._file = FileStorage(path)
 
-    async def stamp(self) -> object:
+    async def stamp(self, *, fresh: bool = False) -> object:  # a look at a file is cheap
         return await trio.to_thread.run_sync(self._file.stamp)
+
+    def gone(self) -> StorageError:
+        return StorageError(
+            f"(Nitro/file storage): {self.name} is gone; the keys known stay in use. Restore it, or leave [] in it "
+            "if no key is wanted any more"
+        )
 
     async def load(self) -> list[StoredKey]:
         return await trio.to_thread.run_sync(self._file.load)

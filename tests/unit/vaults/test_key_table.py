@@ -141,3 +141,24 @@ async def test_a_vault_serves_from_the_table(
         server.denied = {"Scan"}
         await trio.sleep(12)
         assert set(vault.keys()) == {made.hash, later.hash}, "what is known serves on"
+
+
+async def test_an_emptied_table_costs_no_key_that_serves(server: Dynamo, nursery: trio.Nursery) -> None:
+    """SIGHUP drops what the operator took out; everything at once is more likely a fault, and said."""
+    async with running(KeyTable(server, "encrypted_keys"), FakeEnclave(nursery)) as vault:
+        first, second = [await vault.generate(Curve.ED25519) for _ in range(2)]
+        server.boto.delete_item(TableName="encrypted_keys", Key={"pkh": {"S": str(first.hash)}})
+        await vault.reload()
+        assert list(vault.keys()) == [second.hash]
+        server.boto.delete_item(TableName="encrypted_keys", Key={"pkh": {"S": str(second.hash)}})
+        with pytest.raises(StorageError, match="holds no key; the keys known stay in use"):
+            await vault.reload()
+        server.denied = {"Scan"}
+        with pytest.raises(StorageError, match="AccessDenied"):
+            await vault.reload()
+        assert list(vault.keys()) == [second.hash]
+        server.denied = set()
+        await server.call(
+            "PutItem", TableName="encrypted_keys", Item={"pkh": {"S": str(second.hash)}, "value": {"B": b""}}
+        )
+        await vault.reload()
