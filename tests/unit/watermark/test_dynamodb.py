@@ -296,7 +296,8 @@ async def test_slots_do_not_wait_for_each_other(server: Dynamo) -> None:
 async def test_what_was_handed_in_is_written_at_the_end(server: Dynamo) -> None:
     async with opened(server) as store:
         mark = store.advance(KEY, 5, 0, A, on_settled=lambda _: None)
-    assert await mark.wait() is None
+    with trio.fail_after(5):
+        assert await mark.wait() is None
     assert found(server)["attestation"]["lvl"] == {"N": "5"}
     assert store.failure == "closed"
     for late in (partial(advance, store, 6), partial(store.recall, KEY, 6, 0, A)):
