@@ -43,6 +43,7 @@ from signer.tezos.keys import PublicKeyHash
 from signer.vaults.interface import Vault, VaultKey
 from signer.vaults.nitro import credentials
 from signer.vaults.nitro.discovery import locator
+from signer.vaults.nitro.storage import KeyFile, KeyStorage
 from signer.vaults.nitro.vault import NitroVault, Timeouts
 from signer.watermark.database import FILE_NAME
 from signer.watermark.interface import WatermarkStore
@@ -399,6 +400,18 @@ async def _running(*services: Service) -> AsyncIterator[None]:
 def _build_store(settings: Settings, metrics: Metrics) -> WatermarkStore:
     if settings.watermark.driver == "mem":
         return MemoryWatermarks()
+    table = settings.watermark.in_table
+    if table is not None:
+        from signer.watermark.dynamodb import DynamoWatermarks
+        from signer.watermark.table_admin import client_for, name_of, take_over_files
+
+        return DynamoWatermarks(
+            client_for(table),
+            name_of(table),
+            write_timeout=table.write_timeout,
+            prepare=partial(take_over_files, settings.base_dir),
+            observer=metrics,
+        )
     return SqliteWatermarks(
         settings.base_dir / FILE_NAME,
         prepare=lambda database: take_over(database, settings.base_dir),
@@ -451,15 +464,12 @@ def _build_awskms(name: str, kms: AwsKmsSettings, tasks: Tasks, *, describe: boo
 
 
 def _build_nitro(name: str, nitro: NitroSettings, base_dir: Path, tasks: Tasks) -> NitroVault:
-    storage = base_dir / KEY_FILE
-    if nitro.storage is not None and isinstance(nitro.storage.config, str):
-        storage = Path(nitro.storage.config)
     keys = nitro.credentials
     return NitroVault(
         name=name,
         locator=locator(nitro),
         sessions=nitro.sessions,
-        storage=storage,
+        storage=_build_storage(name, nitro, base_dir),
         credentials=credentials.provider(
             access_key_id=keys.access_key_id,
             secret_access_key=keys.secret_access_key.get_secret_value(),
@@ -471,3 +481,17 @@ def _build_nitro(name: str, nitro: NitroSettings, base_dir: Path, tasks: Tasks) 
         timeouts=Timeouts(connect=nitro.connect_timeout, exchange=nitro.exchange_timeout, wait=nitro.wait_timeout),
         tasks=tasks,
     )
+
+
+def _build_storage(name: str, nitro: NitroSettings, base_dir: Path) -> KeyStorage:
+    if nitro.storage is None:
+        return KeyFile(base_dir / KEY_FILE)
+    table = nitro.storage.in_table
+    if table is not None:
+        from signer.aws.client import AwsClient
+        from signer.vaults.nitro.dynamodb import DEFAULT_TABLE, KeyTable
+
+        client = AwsClient("dynamodb", table, component=f"storage of vault {name}")
+        return KeyTable(client, table.table or DEFAULT_TABLE)
+    path = nitro.storage.config
+    return KeyFile(Path(path) if isinstance(path, str) else base_dir / KEY_FILE)

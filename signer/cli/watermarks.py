@@ -1,9 +1,12 @@
 """`signer watermark list | set | reset | import | export`; works beside a running signer."""
 
 import json
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import click
+import trio
 
 from signer.cli.common import CliGroup, configure_logs, load_settings
 from signer.errors import ConfigurationError
@@ -42,21 +45,40 @@ def watermark() -> None:
     """Look at the marks that keep a slot from being signed twice, raise them, carry them over."""
 
 
-def _base_dir(*, writing: bool = True) -> Path:
-    configure_logs()
-    settings = load_settings(prepare=writing)
-    if settings.watermark.driver != "file":
-        raise ConfigurationError(f"watermark.driver is {settings.watermark.driver}: there is no file to look at")
-    return settings.base_dir
+class _Marks:
+    """Where the configuration keeps the marks: in the base directory, or in a table."""
+
+    def __init__(self, *, writing: bool = True) -> None:
+        configure_logs()
+        settings = load_settings(prepare=writing)
+        table = settings.watermark.in_table
+        if table is None and settings.watermark.driver != "file":
+            raise ConfigurationError(f"watermark.driver is {settings.watermark.driver}: there is no file to look at")
+        self._base_dir, self._table = settings.base_dir, table
+        self.place = str(settings.base_dir)
+        if table is not None:
+            from signer.watermark.table_admin import name_of
+
+            self.place = f"the table {name_of(table)}"
+
+    def do(self, name: str, *arguments: Any, **options: Any) -> Any:
+        """Call the function *name* of `signer.watermark.admin`, or of its twin for tables."""
+        if self._table is None:
+            from signer.watermark import admin
+
+            return getattr(admin, name)(self._base_dir, *arguments, **options)
+        from signer.watermark import table_admin
+        from signer.watermark.table import MarkTable
+
+        marks = MarkTable(table_admin.client_for(self._table), table_admin.name_of(self._table))
+        return trio.run(partial(getattr(table_admin, name), marks, *arguments, **options))
 
 
 @watermark.command("list")
 @click.option("--json", "as_json", is_flag=True, help="Print a JSON list.")
 def list_command(*, as_json: bool) -> None:
     """Print every mark."""
-    from signer.watermark import admin
-
-    base_dir = _base_dir(writing=False)
+    marks = _Marks(writing=False)
     rows = [
         {
             "chain_id": key.chain_id,
@@ -66,13 +88,13 @@ def list_command(*, as_json: bool) -> None:
             "round": mark.round,
             "hash": None if mark.digest is None else digest_text(mark.digest),
         }
-        for key, mark in admin.list_marks(base_dir)
+        for key, mark in marks.do("list_marks")
     ]
     if as_json:
         click.echo(json.dumps(rows))
         return
     if not rows:
-        click.echo(f"there are no marks in {base_dir}", err=True)
+        click.echo(f"there are no marks in {marks.place}", err=True)
     for row in rows:
         click.echo("{chain_id} {public_key_hash} {slot:14} level {level} round {round}".format(**row))
 
@@ -88,9 +110,7 @@ def set_command(pkh: PublicKeyHash, chain: str, slot: str, level: int, round_: i
 
     PKH is the key's address (tz1...), CHAIN the chain's id (Net...); ROUND is 0 if left out.
     """
-    from signer.watermark import admin
-
-    admin.set_mark(_base_dir(), MarkKey(chain, pkh, Slot(slot)), level, round_)
+    _Marks().do("set_mark", MarkKey(chain, pkh, Slot(slot)), level, round_)
     click.echo(f"{slot} mark of {pkh} on {chain}: level {level}, round {round_}")
 
 
@@ -102,10 +122,8 @@ def set_command(pkh: PublicKeyHash, chain: str, slot: str, level: int, round_: i
 @click.option("--confirm-chain", metavar="CHAIN", default="", help="The chain once more.")
 def reset_command(pkh: PublicKeyHash, chain: str, slot: str | None, confirm_key: str, confirm_chain: str) -> None:
     """Forget the marks of a key on a chain. DANGER: what was signed can be signed again, differently."""
-    from signer.watermark import admin
-
-    forgotten = admin.reset_mark(
-        _base_dir(),
+    forgotten = _Marks().do(
+        "reset_mark",
         pkh,
         chain,
         None if slot is None else Slot(slot),
@@ -122,9 +140,7 @@ def reset_command(pkh: PublicKeyHash, chain: str, slot: str | None, confirm_key:
 @click.argument("source", type=click.Path(exists=True, path_type=Path))
 def import_command(source: Path) -> None:
     """Take over the marks of Signatory or octez-signer at SOURCE; the higher mark wins."""
-    from signer.watermark import admin
-
-    entries, moved = admin.import_marks(_base_dir(), source)
+    entries, moved = _Marks().do("import_marks", source)
     click.echo(f"{entries} mark(s) read, {moved} of ours raised")
 
 
@@ -136,10 +152,8 @@ def export_command(target: Path, form: str) -> None:
 
     Stop this signer first: what it signs later isn't in the export.
     """
-    from signer.watermark import admin
-
     assert form == "signatory"
-    for path in admin.export_signatory(_base_dir(writing=False), target):
+    for path in _Marks(writing=False).do("export_signatory", target):
         click.echo(str(path))
 
 

@@ -31,6 +31,7 @@ from signer.tezos.keys import PublicKey, PublicKeyHash, parse_chain_id
 
 DEFAULT_BASE_DIR = "/var/lib/signatory"
 KEY_FILE = "enclave_keys.json"  # in the base directory
+DYNAMODB_DRIVERS = ("aws", "dynamodb")  # two names of the same
 DEFAULT_CID = 16  # commonly the first that nitro-cli hands out
 DEFAULT_ENCLAVE_PORT = 2000
 _HOST_PORT = "expected host:port, such as 127.0.0.1:6732 or :6732, with a port from 1 to 65535"
@@ -238,6 +239,13 @@ class Storage(Strict):
     driver: str = "file"
     config: str | AwsTable | None = None
 
+    @property
+    def in_table(self) -> AwsTable | None:
+        """The table of the blobs; None where they are in a file."""
+        if self.driver not in DYNAMODB_DRIVERS:
+            return None
+        return self.config if isinstance(self.config, AwsTable) else AwsTable()
+
 
 def _check_enclave_address(text: str) -> None:
     try:
@@ -390,11 +398,22 @@ class Vault(Strict):
     config: NitroSettings | AwsKmsSettings
 
 
+class WatermarkTable(AwsTable):
+    """`config` of the marks in DynamoDB."""
+
+    write_timeout: Seconds = 3.0  # for a mark to be set; the Octez client repeats a request for 3.6 s
+
+
 class Watermark(Strict):
     """`watermark`."""
 
     driver: str = "file"
-    config: AwsTable | None = None
+    config: WatermarkTable | None = None
+
+    @property
+    def in_table(self) -> WatermarkTable | None:
+        """The table of the marks; None where they are not in DynamoDB."""
+        return (self.config or WatermarkTable()) if self.driver in DYNAMODB_DRIVERS else None
 
 
 class PolicyHook(Strict):

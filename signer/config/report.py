@@ -41,12 +41,6 @@ def refusals(settings: Settings) -> list[tuple[KeyPath, str]]:
         found.append((("server", "authorized_keys"), f"client authentication is {later}"))
     if settings.policy_hook is not None and settings.policy_hook.address:
         found.append((("policy_hook",), f"the policy hook is {later}"))
-    if settings.watermark.driver in ("aws", "dynamodb"):
-        found.append((("watermark", "driver"), f"marks in DynamoDB are {later}"))
-    for name, vault in settings.vaults.items():
-        nitro = vault.config
-        if isinstance(nitro, NitroSettings) and nitro.storage is not None and nitro.storage.driver != "file":
-            found.append((("vaults", name, "config", "storage"), f"key storage in DynamoDB is {later}"))
     for pkh, policy in settings.tezos.items():
         if policy is not None and policy.authorized_keys is not None:
             found.append((("tezos", str(pkh), "authorized_keys"), f"client authentication is {later}"))

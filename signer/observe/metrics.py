@@ -155,6 +155,15 @@ class Metrics:
         if error is not None:
             self._io_errors.labels("file", error, "", operation).inc()
 
+    def watermark_table_io(
+        self, table: str, operation: str, seconds: float, error: str | None, *, refused: bool
+    ) -> None:
+        """One access to a DynamoDB table; a condition that refuses is an error of the access, as in the reference."""
+        self._io.labels("aws", operation, table, "error" if refused or error is not None else "success").inc()
+        self._io_time.labels("aws", operation, table).observe(seconds)
+        if error is not None:
+            self._io_errors.labels("aws", error, table, operation).inc()
+
     def vault_state(self, vault: str, *, up: bool, keys: int) -> None:
         self._vault_up.labels(vault).set(int(up))
         self._vault_keys.labels(vault).set(keys)

@@ -28,16 +28,16 @@ def list_marks(base_dir: Path) -> list[Entry]:
     """
     path = base_dir / FILE_NAME
     if not exists(path):
-        return _ordered(merge(find(base_dir)))
+        return ordered(merge(find(base_dir)))
     database = Database(path)
     try:
         own = Source(path, tuple(database.all()))
-        return _ordered(merge([own, *not_taken_over(database, base_dir)]))
+        return ordered(merge([own, *not_taken_over(database, base_dir)]))
     finally:
         database.close()
 
 
-def _ordered(marks: dict[MarkKey, Mark]) -> list[Entry]:
+def ordered(marks: dict[MarkKey, Mark]) -> list[Entry]:
     return sorted(marks.items(), key=lambda entry: (entry[0].chain_id, str(entry[0].public_key_hash), entry[0].slot))
 
 
@@ -54,22 +54,32 @@ def _open(base_dir: Path) -> Database:
 
 def set_mark(base_dir: Path, key: MarkKey, level: int, round: int) -> Mark | None:
     """Raise a mark; returns the one that stood. Raises `MarkRefusedError` for one that is not higher."""
-    for name, value in (("level", level), ("round", round)):
-        if not 0 <= value <= MAX_LEVEL:
-            raise MarkRefusedError(f"{name} {value} is outside 0 to {MAX_LEVEL}")
+    check_settable(level, round)
     database = _open(base_dir)
     try:
         with database.transaction():
             standing = database.get(key)
             if standing is not None and (level, round) <= (standing.level, standing.round):
-                raise MarkRefusedError(
-                    f"set only raises: the {key.slot} mark of {key.public_key_hash} on {key.chain_id} stands at level "
-                    f"{standing.level}, round {standing.round}; to lower it use: signer watermark reset"
-                )
+                raise not_raised(key, standing)
             database.put(key, Mark(level, round))
         return standing
     finally:
         database.close()
+
+
+def check_settable(level: int, round: int) -> None:
+    """Raise `MarkRefusedError` for a level or round that no request can have."""
+    for name, value in (("level", level), ("round", round)):
+        if not 0 <= value <= MAX_LEVEL:
+            raise MarkRefusedError(f"{name} {value} is outside 0 to {MAX_LEVEL}")
+
+
+def not_raised(key: MarkKey, standing: Mark) -> MarkRefusedError:
+    """The error where *standing* is at least as high as what was asked for."""
+    return MarkRefusedError(
+        f"set only raises: the {key.slot} mark of {key.public_key_hash} on {key.chain_id} stands at level "
+        f"{standing.level}, round {standing.round}; to lower it use: signer watermark reset"
+    )
 
 
 def reset_mark(
@@ -79,11 +89,7 @@ def reset_mark(
 
     The key and the chain must be written again as confirmation: afterwards, anything can be signed once more.
     """
-    if confirm_key != str(pkh) or confirm_chain != chain_id:
-        raise MarkRefusedError(
-            f"nothing was reset: after a reset {pkh} can sign levels of {chain_id} again that it has signed before, "
-            f"and be slashed. If that is what you want, add: --confirm-key {pkh} --confirm-chain {chain_id}"
-        )
+    check_confirmed(pkh, chain_id, confirm_key, confirm_chain)
     database = _open(base_dir)
     try:
         forgotten: list[Entry] = []
@@ -99,6 +105,15 @@ def reset_mark(
         database.close()
 
 
+def check_confirmed(pkh: PublicKeyHash, chain_id: str, confirm_key: str, confirm_chain: str) -> None:
+    """Raise `MarkRefusedError` unless the operator wrote key and chain of a reset once more."""
+    if confirm_key != str(pkh) or confirm_chain != chain_id:
+        raise MarkRefusedError(
+            f"nothing was reset: after a reset {pkh} can sign levels of {chain_id} again that it has signed before, "
+            f"and be slashed. If that is what you want, add: --confirm-key {pkh} --confirm-chain {chain_id}"
+        )
+
+
 def import_marks(base_dir: Path, source: Path) -> tuple[int, int]:
     """Take over the marks of another signer at *source*; returns how many were read and how many raised ours."""
     sources = read(source)
@@ -111,13 +126,17 @@ def import_marks(base_dir: Path, source: Path) -> tuple[int, int]:
 
 
 def export_signatory(base_dir: Path, target: Path) -> list[Path]:
-    """Write all marks to *target* as Signatory's `watermark_v2` directory; returns the files written.
+    """Write all marks to *target* as Signatory's `watermark_v2` directory; returns the files written."""
+    return write_signatory(list_marks(base_dir), target, str(base_dir))
+
+
+def write_signatory(marks: list[Entry], target: Path, place: str) -> list[Path]:
+    """Write *marks*, which are all that *place* holds, to *target*; returns the files written.
 
     Refuses to overwrite a file: an older export must not be mistaken for the newer one.
     """
-    marks = list_marks(base_dir)
     if not marks:
-        raise MarkRefusedError(f"there are no marks in {base_dir}; nothing was written")
+        raise MarkRefusedError(f"there are no marks in {place}; nothing was written")
     written: list[Path] = []
     try:
         target.mkdir(mode=0o750, parents=True, exist_ok=True)

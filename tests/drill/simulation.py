@@ -31,6 +31,7 @@ from signer.signing import Signing
 from signer.tezos.keys import Curve
 from signer.vaults.nitro.credentials import Credentials
 from signer.vaults.nitro.discovery import FixedLocator
+from signer.vaults.nitro.storage import KeyFile
 from signer.vaults.nitro.vault import NitroVault, Timeouts
 from signer.watermark.memory import MemoryWatermarks
 from tests.drill.client import Answer
@@ -111,7 +112,7 @@ async def _signer(directory: Path, plan: Plan, keys: list[Key]) -> AsyncIterator
         vault = NitroVault(
             name="nitro",
             locator=FixedLocator(parse("unix:/enclave:2000")),
-            storage=directory / KEY_FILE,
+            storage=KeyFile(directory / KEY_FILE),
             credentials=_credentials,
             encryption_key_id="development",
             connect=enclave.connect,

@@ -12,7 +12,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -99,7 +99,14 @@ class Setup:
     nitro: dict[str, Any] = field(default_factory=dict)
     vaults: dict[str, Any] = field(default_factory=dict)  # beside nitro
     environment: dict[str, str] = field(default_factory=dict)  # of the signer, beside what all processes have
+    name: str = ""
     processes: list[subprocess.Popen[bytes]] = field(default_factory=list)
+
+    def twin(self) -> Setup:
+        """Another signer on the same enclave, with ports and a base directory of its own."""
+        other = replace(self, port=free_port(), utility_port=free_port(), name="twin-")
+        other.write_config()
+        return other
 
     @property
     def socket(self) -> Path:
@@ -107,15 +114,15 @@ class Setup:
 
     @property
     def config(self) -> Path:
-        return self.directory / "signatory.yaml"
+        return self.directory / f"{self.name}signatory.yaml"
 
     @property
     def base_dir(self) -> Path:
-        return self.directory / "base"
+        return self.directory / f"{self.name}base"
 
     @property
     def log(self) -> Path:
-        return self.directory / "signer.log"
+        return self.directory / f"{self.name}signer.log"
 
     @property
     def api(self) -> Api:

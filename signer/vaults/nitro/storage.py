@@ -1,8 +1,10 @@
-"""The blobs on the host: `enclave_keys.json`, section 4.6 of the signer specification, in the reference's format.
+"""The blobs on the host, section 4.6 of the signer specification: what a storage is, and the file of the reference.
+
+`enclave_keys.json` is in the reference's format.
 
 Every write is complete or absent (temporary file, fsync, rename, fsync of the directory) and happens under a lock
 file, read anew, so that two processes lose nothing to each other. A file that another process changed is noticed by
-its inode, size and time. Functions here block on the disk: they are called in a worker thread.
+its inode, size and time. `FileStorage` blocks on the disk; `KeyFile` calls it in worker threads.
 """
 
 import base64
@@ -14,6 +16,9 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Protocol
+
+import trio
 
 from signer.errors import ConfigurationError, SignerError
 from signer.files import give_to_owner_of, write_durably
@@ -28,11 +33,11 @@ FileStamp = tuple[int, int, int] | None
 
 
 class StorageError(ConfigurationError):
-    """The key file cannot be read or written, or is damaged; the text names it and says what to do."""
+    """The blobs cannot be read or written, or are damaged; the text names their place and says what to do."""
 
 
 class KeyExistsError(SignerError):
-    """The key is in the file already."""
+    """The key is stored already; nothing was changed."""
 
     status = 400
 
@@ -45,8 +50,58 @@ class StoredKey:
     blob: bytes
 
 
+class KeyStorage(Protocol):
+    """Where the blobs are. Every function raises `StorageError` where it cannot do its work."""
+
+    name: str  # for a person
+
+    async def stamp(self, *, fresh: bool = False) -> object:
+        """What changes when the content does, cheaper than reading it all; None where there is no content at all.
+
+        Without *fresh* it may be that of some seconds ago.
+        """
+
+    def gone(self) -> StorageError:
+        """What to say where there is no content at all, though keys are in use."""
+
+    async def load(self) -> list[StoredKey]:
+        """All entries, in the order in which they are listed."""
+
+    async def open(self) -> None:
+        """Make what is missing, and find out whether the storage can be used; called once, first."""
+
+    async def append(self, key: PublicKeyHash, blob: bytes) -> None:
+        """Add an entry durably; never changes one. Raises `KeyExistsError` for a key that is there."""
+
+
+class KeyFile:
+    """Implements `KeyStorage` on the key file at *path*."""
+
+    def __init__(self, path: Path) -> None:
+        self.name = str(path)
+        self._file = FileStorage(path)
+
+    async def stamp(self, *, fresh: bool = False) -> object:  # a look at a file is cheap
+        return await trio.to_thread.run_sync(self._file.stamp)
+
+    def gone(self) -> StorageError:
+        return StorageError(
+            f"(Nitro/file storage): {self.name} is gone; the keys known stay in use. Restore it, or leave [] in it "
+            "if no key is wanted any more"
+        )
+
+    async def load(self) -> list[StoredKey]:
+        return await trio.to_thread.run_sync(self._file.load)
+
+    async def open(self) -> None:
+        await trio.to_thread.run_sync(self._file.check_writable)
+
+    async def append(self, key: PublicKeyHash, blob: bytes) -> None:
+        await trio.to_thread.run_sync(self._file.append, key, blob)
+
+
 class FileStorage:
-    """The key file at *path*."""
+    """The key file at *path*, for callers that may block."""
 
     def __init__(self, path: Path) -> None:
         self.path = path

@@ -1,12 +1,11 @@
 """The vault: keys by address, whichever enclave session serves them; section 4 of the signer specification.
 
-The blobs of the key file (`blobs`) are offered to the link (`link`), which imports them wherever it connects; what a
+The blobs of the key storage (`blobs`) are offered to the link (`link`), which imports them wherever it connects; what a
 caller asks for is handed to the link.
 """
 
 from collections.abc import Awaitable, Callable, Mapping
 from contextlib import suppress
-from pathlib import Path
 
 import trio
 
@@ -21,17 +20,17 @@ from signer.vaults.nitro.blobs import Blobs
 from signer.vaults.nitro.credentials import CredentialsProvider
 from signer.vaults.nitro.discovery import Locator
 from signer.vaults.nitro.link import Connect, EnclaveLink, Timeouts
-from signer.vaults.nitro.storage import FileStorage
+from signer.vaults.nitro.storage import KeyStorage
 
 KIND = "NitroEnclave"
-WATCH_INTERVAL = 1.0  # seconds between two looks at the key file
+WATCH_INTERVAL = 1.0  # seconds between two looks at the key storage
 SILENCE = 1.0  # seconds without any reply, though some are due, after which the vault is not ready
 
 __all__ = ["KIND", "NitroVault", "Timeouts"]
 
 
 class NitroVault:
-    """Keys sealed in the file at *storage*, used through the enclave that *locator* finds.
+    """Keys sealed in *storage*, used through the enclave that *locator* finds.
 
     *name* is the configuration's name of the vault. Implements `signer.vaults.interface.Vault`.
     """
@@ -43,7 +42,7 @@ class NitroVault:
         *,
         name: str,
         locator: Locator,
-        storage: Path,
+        storage: KeyStorage,
         credentials: CredentialsProvider,
         encryption_key_id: str,
         connect: Connect,
@@ -55,9 +54,9 @@ class NitroVault:
         timeouts = timeouts or Timeouts()
         self.patience = timeouts.wait
         self._keys: dict[PublicKeyHash, VaultKey] = {}
-        self._order: dict[PublicKeyHash, int] = {}  # places in the key file
+        self._order: dict[PublicKeyHash, int] = {}  # places in the key storage
         self._sorted = True
-        self._blobs = Blobs(FileStorage(storage), vault_name=name, served=lambda: [str(key) for key in self._keys])
+        self._blobs = Blobs(storage, vault_name=name, served=lambda: [str(key) for key in self._keys])
         self._link = EnclaveLink(
             name=name,
             locator=locator,
@@ -114,7 +113,7 @@ class NitroVault:
         return VaultHealth(ready, detail, usable, skipped)
 
     async def refresh(self) -> None:
-        """Read the key file if another process changed it, and import what is new."""
+        """Read the key storage if another process changed it, and import what is new."""
         if await self._blobs.follow():
             self._list()
             self._link.retry_refused()
@@ -139,7 +138,7 @@ class NitroVault:
             task_status.started()
 
     async def _watch(self) -> None:
-        """Follow what other processes do to the key file."""
+        """Follow what other processes do to the key storage."""
         while True:
             await trio.sleep(WATCH_INTERVAL)
             if await self._blobs.follow():
@@ -147,7 +146,7 @@ class NitroVault:
                 self._link.retry_refused()
 
     def _list(self) -> None:
-        """Offer the blobs to the link; listings follow the order of the file."""
+        """Offer the blobs to the link; listings follow the order of the storage."""
         self._order = {}
         for index, stored in enumerate(self._blobs.entries):
             with suppress(TezosError):  # the link says what is wrong with the entry

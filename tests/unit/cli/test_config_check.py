@@ -120,7 +120,6 @@ def test_a_fault_beside_a_secret_shows_nothing_of_it(tmp_path: Path, text: str) 
 @pytest.mark.parametrize(
     ("addition", "text"),
     [
-        ("watermark: {driver: dynamodb}", "watermark.driver: marks in DynamoDB"),
         ("policy_hook: {address: 'http://127.0.0.1:1/'}", "policy_hook: the policy hook"),
     ],
 )

@@ -54,7 +54,6 @@ tezos:
     found = [line.removeprefix(f"{tmp_path}/") for line in config.unsupported(load(tmp_path, text))]
     assert [line.partition(" are ")[0].partition(" is ")[0] for line in found] == [
         "signatory.yaml:2: server.jwt: authentication by JWT",
-        "signatory.yaml:4: watermark.driver: marks in DynamoDB",
         f"signatory.yaml:9: tezos.{TZ1}.jwt_users: authentication by JWT",
     ]
 
@@ -68,7 +67,6 @@ vaults:
     driver: nitro
     config:
       enclave_cid: much
-      storage: {{driver: dynamodb}}
 tezos:
   {TZ1}:
     authorized_keys: []
@@ -80,7 +78,6 @@ servr:
         "server.address",
         "vaults.n.config",
         "vaults.n.config.enclave_cid",
-        "vaults.n.config.storage",
         f"tezos.{TZ1}.authorized_keys",
         f"tezos.{TZ1}.log_payloads",
         "servr",

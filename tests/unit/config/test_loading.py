@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from proxy.address import UnixAddress, VsockAddress
 from signer import config
-from signer.config import NitroSettings, Settings
+from signer.config import NitroSettings, Settings, models
 from signer.errors import ConfigurationError
 from signer.tezos.keys import PublicKeyHash
 
@@ -324,8 +324,6 @@ policy_hook: {{address: "http://h/"}}
         "server.jwt",
         "server.authorized_keys",
         "policy_hook",
-        "watermark.driver",
-        "vaults.n.config.storage",
         f"tezos.{TZ1}.authorized_keys",
         f"tezos.{TZ1}.jwt_users",
     ):
@@ -493,3 +491,25 @@ def test_two_built_in_proxies_on_one_port(tmp_path: Path) -> None:
 def test_where_the_enclave_finds_its_proxy(tmp_path: Path, enclave: str, listen: str) -> None:
     found = nitro(tmp_path, f"encryption_key_id: k\nproxy_local_port: 9000\n{enclave}")
     assert str(found.proxy_listen) == listen
+
+
+def test_marks_and_blobs_in_tables(tmp_path: Path) -> None:
+    text = """
+vaults:
+  n: {driver: nitro, config: {encryption_key_id: k, storage: {driver: dynamodb}}}
+  m: {driver: nitro, config: {encryption_key_id: k, storage: {driver: aws, config: {table: t, region: r}}}}
+watermark: {driver: aws, config: {region: r, write_timeout: 1.5}}
+"""
+    settings = load(tmp_path, text)
+    assert config.unsupported(settings) == []
+    assert settings.watermark.in_table == models.WatermarkTable(region="r", write_timeout=1.5)
+    assert load(tmp_path, "watermark: {driver: dynamodb}").watermark.in_table == models.WatermarkTable()
+    assert load(tmp_path, "watermark: {driver: file, config: {table: t}}").watermark.in_table is None
+    found = {}
+    for name, vault in settings.vaults.items():
+        assert isinstance(vault.config, NitroSettings)
+        assert vault.config.storage is not None
+        found[name] = vault.config.storage.in_table
+    assert found == {"n": models.AwsTable(), "m": models.AwsTable(table="t", region="r")}
+    assert "did you mean write_timeout?" in faults(tmp_path, "watermark: {driver: aws, config: {write_timeot: 1}}")[0]
+    assert faults(tmp_path, "watermark: {driver: aws, config: {write_timeout: 0}}")

@@ -208,3 +208,20 @@ def test_tasks_are_shown_as_they_are_and_vanish_with_the_board() -> None:
     assert since == {("good",): good.since, ("bad",): bad.since}
     tasks.remove("bad")
     assert samples(metrics, "task_up", "task") == {("good",): 1}
+
+
+def test_an_access_to_a_table_that_is_refused_is_no_failed_one() -> None:
+    metrics = Metrics()
+    metrics.watermark_table_io("marks", "write", 0.01, None, refused=False)
+    metrics.watermark_table_io("marks", "write", 0.01, None, refused=True)
+    metrics.watermark_table_io("marks", "create", 0.01, "AccessDeniedException", refused=False)
+    labels = ("backend", "operation", "table_name")
+    assert samples(metrics, "watermark_io_operations_total", *labels, "result") == {
+        ("aws", "write", "marks", "success"): 1,
+        ("aws", "write", "marks", "error"): 1,
+        ("aws", "create", "marks", "error"): 1,
+    }
+    assert samples(metrics, "watermark_io_errors_total", *labels, "error_type") == {
+        ("aws", "create", "marks", "AccessDeniedException"): 1
+    }
+    assert samples(metrics, "watermark_io_latency_seconds_count", *labels)["aws", "write", "marks"] == 2

@@ -17,6 +17,7 @@ from signer.tezos.keys import PublicKey, PublicKeyHash, Signature
 from signer.vaults.nitro.credentials import Credentials, CredentialsProvider
 from signer.vaults.nitro.discovery import Locator, Place
 from signer.vaults.nitro.link import Connect, Timeouts
+from signer.vaults.nitro.storage import KeyFile, KeyStorage
 from signer.vaults.nitro.vault import NitroVault
 
 Tamper = Callable[[bytes], Awaitable[bytes]]
@@ -109,7 +110,7 @@ class FakeLocator:
 
 @asynccontextmanager
 async def running(
-    path: Path,
+    path: Path | KeyStorage,
     enclave: FakeEnclave,
     *,
     provider: CredentialsProvider = credentials,
@@ -124,7 +125,7 @@ async def running(
     vault = NitroVault(
         name="n",
         locator=locator or FakeLocator(),
-        storage=path,
+        storage=KeyFile(path) if isinstance(path, Path) else path,
         credentials=provider,
         encryption_key_id="k",
         connect=connect or enclave.connect,

@@ -28,7 +28,7 @@ from signer.vaults.nitro import vault as vault_module
 from signer.vaults.nitro.credentials import Credentials, CredentialsError
 from signer.vaults.nitro.discovery import Place
 from signer.vaults.nitro.pace import Pace
-from signer.vaults.nitro.storage import FileStorage, KeyExistsError
+from signer.vaults.nitro.storage import FileStorage, KeyExistsError, KeyFile
 from signer.vaults.nitro.vault import NitroVault
 from signer.watermark.memory import MemoryWatermarks
 from tests.unit.vaults.fake import FakeEnclave, FakeLocator, credentials, honest, running, sign, signs, until
@@ -131,7 +131,7 @@ async def test_the_first_attempt_says_what_it_waits_for(path: Path, enclave: Fak
     vault = NitroVault(
         name="n",
         locator=locator,
-        storage=path,
+        storage=KeyFile(path),
         credentials=provider,
         encryption_key_id="k",
         connect=connect,

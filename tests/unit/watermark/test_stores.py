@@ -3,7 +3,7 @@
 import os
 import sqlite3
 import stat
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import asynccontextmanager, suppress
 from pathlib import Path
 from typing import Any
@@ -15,6 +15,7 @@ from signer.errors import MalformedRequestError
 from signer.tezos.keys import Curve, PublicKeyHash
 from signer.watermark import admin
 from signer.watermark.database import FILE_NAME, Database, store_error
+from signer.watermark.dynamodb import DynamoWatermarks
 from signer.watermark.interface import (
     Advance,
     Mark,
@@ -26,6 +27,7 @@ from signer.watermark.interface import (
 )
 from signer.watermark.memory import MemoryWatermarks
 from signer.watermark.sqlite import SqliteWatermarks, _Signature
+from tests.dynamo import dynamo
 
 PKH = PublicKeyHash(Curve.ED25519, bytes(20))
 KEY = MarkKey("NetXdQprcVkpaWU", PKH, Slot.BLOCK)
@@ -46,9 +48,15 @@ async def advance(
     return await store.advance(key, level, round_, digest, on_settled=lambda _: None).wait()
 
 
-@pytest.fixture(params=["file", "mem"])
-def make(request: pytest.FixtureRequest, tmp_path: Path) -> Callable[[], WatermarkStore]:
-    return (lambda: SqliteWatermarks(tmp_path / FILE_NAME)) if request.param == "file" else MemoryWatermarks
+@pytest.fixture(params=["file", "mem", "aws"])
+def make(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Callable[[], WatermarkStore]]:
+    with dynamo() as tables:
+        makers: dict[str, Callable[[], WatermarkStore]] = {
+            "file": lambda: SqliteWatermarks(tmp_path / FILE_NAME),
+            "mem": MemoryWatermarks,
+            "aws": lambda: DynamoWatermarks(tables, "watermark"),
+        }
+        yield makers[request.param]
 
 
 async def test_the_rule_through_a_store(make: Callable[[], WatermarkStore]) -> None:
