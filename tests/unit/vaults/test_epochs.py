@@ -307,13 +307,15 @@ def test_a_newer_epoch_that_has_just_died_supersedes_nothing() -> None:
 
 def test_a_key_that_only_a_dead_line_had_is_not_unknown() -> None:
     """Its blob was refused elsewhere: who asks is told that, and to try again; never that there is no such key."""
-    machine = EpochsMachine()
-    machine.start(BLOBS[:1])
-    served, refused = machine.join(loaded=True), machine.join(loaded=False)
-    assert machine.epochs.take(refused) == BLOBS[0]
-    machine.epochs.refuse(refused, BLOBS[0], "no")
-    assert machine.epochs.skipped() == {}
-    machine.lose(served, told=False)
-    assert machine.epochs.loaded
-    assert machine.epochs.skipped() == {BLOBS[0].public_key_hash: "no"}
-    machine.what_is_listed_is_accounted_for()
+    epochs: Epochs[FakeChannel, str] = Epochs()
+    epochs.list_blobs(BLOBS[:1])
+    epoch = epochs.begin("life")
+    served, refused = (epochs.join(epoch, FakeChannel()) for _ in range(2))
+    for line in (served, refused):
+        assert epochs.take(line) == BLOBS[0]
+    epochs.serve(served, BLOBS[0], KEYS[0], 1)
+    epochs.refuse(refused, BLOBS[0], "no")
+    assert epochs.skipped() == {}
+    served.channel.alive = False
+    assert epochs.loaded
+    assert epochs.skipped() == {BLOBS[0].public_key_hash: "no"}
