@@ -74,6 +74,8 @@ class _Handler(BaseHTTPRequestHandler):
         prefix = "/latest/meta-data/iam/security-credentials/"
         if self.path == "/container":
             self._reply(self.metadata.credentials())
+        elif self.path == "/list":
+            self._reply(b"[]")
         elif self.headers.get("X-aws-ec2-metadata-token") != "SESSION":
             self.send_error(401)
         else:

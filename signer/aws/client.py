@@ -6,6 +6,7 @@ with profiles, web identity, container, instance metadata; botocore renews what 
 repeated here, not by botocore, which knows nothing of the caller's deadline.
 """
 
+import json
 import os
 import random
 import threading
@@ -24,6 +25,7 @@ __all__ = ["AwsClient", "AwsError", "AwsUnavailableError", "CredentialValues"]
 _TRIES = 3  # where the caller sets no deadline
 _PAUSE, _LONGEST_PAUSE = 0.05, 1.0  # seconds before the second try, doubled up to the next
 _RENEWAL = 1.0  # seconds that a client lives at least before stale credentials are looked up anew
+_SHOWN = 60  # bytes of a reply that is none
 _CONTAINER_MARKS = ("/.dockerenv", "/run/.containerenv")
 
 
@@ -130,19 +132,18 @@ class AwsClient:
 
     def _call(self, action: str, resource: str, parameters: Mapping[str, Any], now: float) -> dict[str, Any]:
         from botocore import xform_name
-        from botocore.exceptions import BotoCoreError, ClientError
-        from botocore.parsers import ResponseParserError
+        from botocore.exceptions import ClientError
 
+        client: Any = None
         try:
-            answer: dict[str, Any] = getattr(self._client(now), xform_name(action))(**parameters)
+            client = self._client(now)
+            answer: dict[str, Any] = getattr(client, xform_name(action))(**parameters)
         except ClientError as exc:
             raise answered(self._facts(action, resource), exc.response, operation=exc.operation_name) from exc
-        except (BotoCoreError, ResponseParserError) as exc:
-            raise unanswered(self._facts(action, resource), exc) from exc
-        except RuntimeError as exc:
-            if "redentials" not in str(exc):
-                raise
-            raise unanswered(self._facts(action, resource), exc) from exc
+        except Exception as exc:
+            # botocore lets through whatever its parts raise: FileNotFoundError where a token's file is missing,
+            # TypeError for a reply of another shape. None of that is a reason to end the process.
+            raise unanswered(self._facts(action, resource), exc, made=client is not None) from exc
         return answer
 
     def _client(self, now: float) -> Any:
@@ -172,17 +173,28 @@ class AwsClient:
             tcp_keepalive=True,
         )
         client = session.client(self._service, config=config)
-        client.meta.events.register(f"before-parse.{self._service}", _check_length)
+        client.meta.events.register(f"before-parse.{self._service}", _check_reply)
         return client
 
 
-def _check_length(response_dict: Mapping[str, Any], **_: object) -> None:
-    """A reply that was cut: botocore would take it for an answer without any of its members."""
+def _check_reply(response_dict: Mapping[str, Any], **_: object) -> None:
+    """A reply that was cut, or a page of somebody in between: botocore takes both for answers without any member."""
     from botocore.exceptions import IncompleteReadError
+    from botocore.parsers import ResponseParserError
 
-    announced, body = response_dict["headers"].get("content-length"), response_dict["body"]
-    if announced is not None and isinstance(body, bytes) and len(body) < int(announced):
+    announced, body = response_dict["headers"].get("content-length", ""), response_dict["body"]
+    if announced.isdecimal() and len(body) < int(announced):
         raise IncompleteReadError(actual_bytes=len(body), expected_bytes=int(announced))
+    if response_dict["status_code"] < 300 and not _is_json_object(body):
+        raise ResponseParserError(f"the reply is no JSON object: {body[:_SHOWN]!r}")
+
+
+def _is_json_object(body: bytes) -> bool:
+    """As the answers of KMS and DynamoDB are."""
+    try:
+        return isinstance(json.loads(body), dict)
+    except ValueError:
+        return False
 
 
 def _in_container() -> bool:

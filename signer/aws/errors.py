@@ -146,8 +146,8 @@ def answered(call: Call, response: Mapping[str, Any], *, operation: str = "") ->
     return call.fails(f"{text}; {cure}" if cure else text, repeat=repeat, code=code, response=response, stale=stale)
 
 
-def unanswered(call: Call, error: Exception) -> AwsError:
-    """The error for what boto3 raises instead of an answer."""
+def unanswered(call: Call, error: Exception, *, made: bool = True) -> AwsError:
+    """The error for what boto3 raises instead of an answer; *made*: there was a client, the call itself failed."""
     from botocore import exceptions
     from botocore.parsers import ResponseParserError
 
@@ -169,9 +169,16 @@ def unanswered(call: Call, error: Exception) -> AwsError:
             | ResponseParserError()
         ):
             return call.fails(f"no answer: {text}", repeat=True)
-        case RuntimeError():  # what the SDK says of credentials that are expired although they were just renewed
+        case exceptions.BotoCoreError():
+            return call.fails(f"{type(error).__name__}: {text}", repeat=False)
+        case RuntimeError() if "redentials" in text:  # of those that are expired although they were just renewed
             return call.fails(f"credentials: {text}; {_CLOCK}", repeat=True)
-    return call.fails(f"{type(error).__name__}: {text}", repeat=False)
+        case OSError():  # of the network botocore has its own: this is the file of a token, or a program
+            return call.fails(f"credentials: {text}", repeat=True)
+    text = f"{type(error).__name__}: {text}"
+    if not made:
+        return call.fails(f"the SDK's settings or credentials cannot be used: {text}", repeat=False)
+    return call.fails(f"no answer that can be read: {text}", repeat=True)
 
 
 def _cure(call: Call, code: str, message: str) -> str:

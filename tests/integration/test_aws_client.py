@@ -16,7 +16,7 @@ from signer.aws.client import AwsClient, AwsError, AwsUnavailableError
 from signer.config.models import AwsCredentials
 from tests import metadata_server
 from tests.integration.conftest import free_port
-from tests.kms_server import CREDENTIALS, CUTS, REGION, Kms, environment, serving
+from tests.kms_server import CREDENTIALS, CUTS, GARBLED, REGION, Kms, environment, serving
 from tests.metadata_server import Metadata
 
 
@@ -167,6 +167,37 @@ async def test_a_web_identity(
     assert kms.tokens == (set() if refused else {"TOKEN-1"})
 
 
+@pytest.mark.parametrize(
+    ("setting", "text"),
+    [
+        (
+            {"AWS_WEB_IDENTITY_TOKEN_FILE": "/none/token", "AWS_ROLE_ARN": "arn:aws:iam::111122223333:role/b"},
+            "none/token",
+        ),
+        ({"AWS_CONTAINER_CREDENTIALS_FULL_URI": "http://10.1.2.3/"}, "settings or credentials .*Unsupported host"),
+        ({"AWS_CONTAINER_CREDENTIALS_FULL_URI": "{metadata}/list"}, "settings or credentials .*TypeError"),
+        ({"AWS_ENDPOINT_URL_KMS": "vpce-1.kms"}, "settings or credentials .*Invalid endpoint: vpce-1.kms"),
+        ({"AWS_METADATA_SERVICE_NUM_ATTEMPTS": "abc"}, "settings or credentials .*'abc'"),
+    ],
+)
+async def test_what_the_sdk_trips_over_is_an_error_of_the_call(
+    metadata: Metadata, monkeypatch: pytest.MonkeyPatch, setting: dict[str, str], text: str
+) -> None:
+    """Not of the process, which has other vaults; botocore raises FileNotFoundError, ValueError and the like."""
+    for name, value in setting.items():
+        monkeypatch.setenv(name, value.format(metadata=metadata.url))
+    own = CREDENTIALS if "AWS_ENDPOINT_URL_KMS" in setting else {"region": REGION}
+    with pytest.raises(AwsError, match=text):
+        await client(own).call("ListKeys")
+
+
+async def test_a_length_that_is_told_twice_is_no_length(kms: Kms) -> None:
+    """A proxy may have added its own; what comes out of urllib3 is "2, 2"."""
+    kms.choose = lambda *_: "length twice"
+    assert await client().call("ListKeys")
+    assert kms.count("ListKeys") == 1
+
+
 async def test_credentials_that_come_later_are_found(kms: Kms, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("signer.aws.client._RENEWAL", 0.0)
     asking = client({"region": REGION})
@@ -204,14 +235,14 @@ async def test_a_refusal_is_explained_and_not_repeated_for_ever(kms: Kms, fault:
     assert kms.count("ListKeys") <= 2
 
 
-@pytest.mark.parametrize("fault", ["throttled", "broken", "unavailable", *CUTS])
+@pytest.mark.parametrize("fault", ["throttled", "broken", "unavailable", *CUTS, *GARBLED])
 async def test_what_may_be_over_is_repeated_within_the_deadline(kms: Kms, fault: str) -> None:
     first_faults(kms, fault, fault)
     assert await client().call("ListKeys", deadline=trio.current_time() + 30)
     assert kms.count("ListKeys") == 3
 
 
-@pytest.mark.parametrize("fault", ["throttled", "broken", "unavailable", *CUTS])
+@pytest.mark.parametrize("fault", ["throttled", "broken", "unavailable", *CUTS, *GARBLED])
 async def test_without_a_deadline_three_tries_are_made(kms: Kms, fault: str) -> None:
     kms.choose = lambda *_: fault
     with pytest.raises(AwsUnavailableError) as caught:
