@@ -68,6 +68,7 @@ class AwsClient:
         self._making = threading.Lock()
         self._boto: Any = None
         self._made_at = 0.0  # Trio's clock
+        self._renewals = 0
         self._limiter = trio.CapacityLimiter(workers)
 
     @property
@@ -87,6 +88,7 @@ class AwsClient:
         tries, pause, renewed = 1, _PAUSE, False
         last: AwsUnavailableError | None = None
         while True:
+            used = self._renewals
             try:
                 return await self._try(action, resource, deadline, parameters, last)
             except AwsUnavailableError as exc:
@@ -96,7 +98,7 @@ class AwsClient:
                     raise
                 await trio.sleep(wait)
             except AwsError as exc:
-                if renewed or not exc.stale or not self._forget():
+                if renewed or not exc.stale or not self._forget(used):
                     raise
                 renewed = True
             tries, pause = tries + 1, min(2 * pause, _LONGEST_PAUSE)
@@ -121,11 +123,18 @@ class AwsClient:
     def _facts(self, action: str, resource: str) -> Call:
         return Call(self._component, self._service, action, resource, self._region, _in_container())
 
-    def _forget(self) -> bool:
-        """Have the next call look up the credentials anew; not where that was done a moment ago."""
+    def _forget(self, used: int) -> bool:
+        """Have the next call look up the credentials anew; not where that was done a moment ago.
+
+        *used* are those that were refused, as `_renewals` counts them: of many calls with the same the first one
+        has new ones looked up, and the others may try these.
+        """
+        if used != self._renewals:
+            return True
         if self._boto is None or trio.current_time() - self._made_at < _RENEWAL:
             return False
         self._boto = None
+        self._renewals += 1
         return True
 
     # -- in a worker thread

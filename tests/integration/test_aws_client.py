@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import threading
 from collections.abc import Iterator
 from datetime import timedelta
 from pathlib import Path
@@ -221,6 +222,27 @@ async def test_expired_credentials_are_looked_up_anew(
     first_faults(kms, "expired")
     await asking.call("ListKeys")
     assert kms.tokens == {"OLD", "NEW"}
+
+
+async def test_all_calls_that_a_token_expires_under_get_the_new_one(kms: Kms) -> None:
+    """Not only the first one: the others would be answered 500, which nobody repeats."""
+    asking = client()
+    await asking.call("ListKeys")
+    asking._made_at = float("-inf")
+    together, coming = threading.Barrier(8), ["expired"] * 8
+
+    def choose(_action: str, _key: str) -> str:
+        if not coming:
+            return ""
+        fault = coming.pop()
+        together.wait(20)
+        return fault
+
+    kms.choose = choose
+    async with trio.open_nursery() as nursery:
+        for _ in range(8):
+            nursery.start_soon(asking.call, "ListKeys")
+    assert kms.count("ListKeys") == 17
 
 
 @pytest.mark.parametrize(
