@@ -25,6 +25,7 @@ __all__ = ["AwsClient", "AwsError", "AwsUnavailableError", "CredentialValues"]
 _TRIES = 3  # where the caller sets no deadline
 _PAUSE, _LONGEST_PAUSE = 0.05, 1.0  # seconds before the second try, doubled up to the next
 _RENEWAL = 1.0  # seconds that a client lives at least before stale credentials are looked up anew
+_STS_TIMEOUTS = 2.0, 5.0  # seconds to connect and to read, of the clients that ask for credentials (STS, SSO)
 _SHOWN = 60  # bytes of a reply that is none
 _CONTAINER_MARKS = ("/.dockerenv", "/run/.containerenv")
 
@@ -165,7 +166,13 @@ class AwsClient:
     def _make(self) -> Any:
         import boto3
         from botocore.config import Config
+        from botocore.session import Session
 
+        base = Session()
+        connect, read = _STS_TIMEOUTS  # botocore's own are 60 s, five times, and whoever needs credentials waits
+        base.set_default_client_config(
+            Config(connect_timeout=connect, read_timeout=read, retries={"total_max_attempts": 2})
+        )
         own, (connect, read) = self._credentials, self._timeouts
         given = own.access_key_id and own.secret_access_key.get_secret_value()
         session = boto3.session.Session(
@@ -173,6 +180,7 @@ class AwsClient:
             own.secret_access_key.get_secret_value() if given else None,
             (own.session_token.get_secret_value() or None) if given else None,
             region_name=self._region or None,
+            botocore_session=base,
         )
         config = Config(
             connect_timeout=connect,

@@ -151,21 +151,38 @@ async def test_a_hop_too_many_is_said_in_a_container(
     assert ("--http-put-response-hop-limit 2" in str(caught.value)) is inside
 
 
-@pytest.mark.parametrize("refused", [False, True])
-async def test_a_web_identity(
-    kms: Kms, metadata: Metadata, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, refused: bool
-) -> None:
+@pytest.fixture
+def web_identity(metadata: Metadata, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Metadata:
     (tmp_path / "token").write_text("ey.ey.ey")
     monkeypatch.setenv("AWS_WEB_IDENTITY_TOKEN_FILE", str(tmp_path / "token"))
     monkeypatch.setenv("AWS_ROLE_ARN", "arn:aws:iam::111122223333:role/baker")
     monkeypatch.setenv("AWS_ENDPOINT_URL_STS", metadata.url)
-    metadata.refuses = refused
-    if refused:
-        with pytest.raises(AwsError, match="credentials: AssumeRoleWithWebIdentity: AccessDenied: Not authorized"):
-            await client({"region": REGION}).call("ListKeys")
-    else:
+    return metadata
+
+
+async def test_a_web_identity(kms: Kms, web_identity: Metadata) -> None:
+    await client({"region": REGION}).call("ListKeys")
+    assert kms.tokens == {"TOKEN-1"}
+
+
+async def test_a_web_identity_that_is_refused(kms: Kms, web_identity: Metadata) -> None:
+    web_identity.refuses = True
+    with pytest.raises(AwsError, match="credentials: AssumeRoleWithWebIdentity: AccessDenied: Not authorized"):
         await client({"region": REGION}).call("ListKeys")
-    assert kms.tokens == (set() if refused else {"TOKEN-1"})
+    assert kms.tokens == set()
+
+
+async def test_an_sts_that_hangs_holds_no_thread_for_minutes(
+    kms: Kms, web_identity: Metadata, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each thread that needs credentials would wait for the one that asks for them, until none is left."""
+    monkeypatch.setattr("signer.aws.client._STS_TIMEOUTS", (0.2, 0.2))
+    web_identity.mute = True
+    asking = client({"region": REGION})
+    with pytest.raises(AwsUnavailableError, match="Read timeout on endpoint URL"):
+        await asking.call("ListKeys")
+    web_identity.mute = False
+    assert await asking.call("ListKeys")
 
 
 @pytest.mark.parametrize(
