@@ -66,6 +66,8 @@ class Keyring:
                 refused[one] = why
         before = {key.arn: key for key in self.signers.values()}
         for one, key in reading.keys.items():
+            if not whole and one in known and known[one].arn != key.arn:
+                continue  # an alias that means another key now
             known[one] = before.get(key.arn, key)
             if known[one].public_key != key.public_key:  # something lies in between
                 refused[one] = f"KMS told another public key than {known[one].public_key}: {key.public_key}, not taken"

@@ -249,6 +249,24 @@ async def test_an_alias_that_means_another_key_now_is_followed_at_a_reload(autoj
         assert not at.vault.serves(kms.address(old))
 
 
+async def test_an_alias_that_means_another_key_after_an_outage_is_not_followed_before_a_reload(
+    autojump_clock: MockClock,
+) -> None:
+    kms = FakeKms()
+    old, new = kms.add(alias="alias/baker"), kms.add()
+    async with opened(kms, names=["alias/baker"]) as at:
+        pkh = kms.address(old)
+        kms.trouble = lambda *_: silent()
+        with pytest.raises(VaultUnavailableError):
+            await sign(at.vault, pkh)
+        kms.names["alias/baker"] = new
+        kms.trouble = lambda *_: None
+        await at.vault.wait_for(pkh, trio.current_time() + 5)
+        await wait_all_tasks_blocked()  # the reading comes to its end
+        assert [key.reference for key in at.vault.keys().values()] == [old]
+        assert at.vault.serves(pkh)
+
+
 # -- what changes
 
 
