@@ -176,7 +176,7 @@ class AwsKmsVault:
     def _pause(self) -> float:
         """Seconds until the next reading, if nobody wants one before."""
         pause = self._interval
-        if self._failure or self._away or self._may_come:
+        if self._failure or self._away or self._ring.unanswered:
             down = max(trio.current_time() - self._wrong_since, 0.0)
             pause = min(max(_SHARE * down, _SHORTEST_PAUSE), _LONGEST_PAUSE, pause)
         return pause * random.uniform(1 - _JITTER, 1 + _JITTER)  # noqa: S311  # jitter, not a secret

@@ -479,6 +479,63 @@ async def test_a_key_that_never_gets_an_answer_holds_nobody_up_for_ever(autojump
 
 
 @pytest.mark.parametrize("named", [False, True])
+async def test_a_long_throttling_costs_no_minutes_when_it_is_over(autojump_clock: MockClock, named: bool) -> None:
+    kms = FakeKms()
+    only = kms.add()
+    kms.trouble = lambda action, _key: throttled() if action == "GetPublicKey" else None
+    async with opened(kms, names=[only] if named else []) as at:
+        await trio.sleep(60)
+        kms.trouble = lambda *_: None
+        await trio.sleep(10)
+        assert at.vault.serves(kms.address(only))
+
+
+async def test_a_refusal_that_nobody_knows_is_of_one_key_and_tried_again(autojump_clock: MockClock) -> None:
+    kms = FakeKms()
+    odd = kms.add()
+    others = [kms.add() for _ in range(40)]
+    kms.trouble = lambda _action, key: refused("XksKeyNotFoundException") if key == odd else None
+    async with opened(kms) as at:
+        assert [key.reference for key in at.vault.keys().values()] == others
+        assert "XksKeyNotFoundException" in at.vault.health().skipped[odd]
+        kms.trouble = lambda *_: None
+        await at.vault.wait_for(kms.address(odd), trio.current_time() + 5)
+        assert at.vault.serves(kms.address(odd))
+
+
+@pytest.mark.parametrize("named", [False, True])
+async def test_an_answer_about_another_key_is_none(autojump_clock: MockClock, named: bool) -> None:
+    kms = FakeKms()
+    asked, other = kms.add(), kms.add()
+    kms.answer = lambda action, key, given: kms.keys[other] if (action, key) == ("GetPublicKey", asked) else given
+    async with opened(kms, names=[asked] if named else []) as at:
+        assert at.vault.health().skipped == {asked: f"kms:GetPublicKey on {asked}: KMS told the key {other}"}
+        assert at.vault.serves(kms.address(other)) is not named
+        kms.answer = lambda _action, _key, given: given
+        await at.vault.wait_for(kms.address(asked), trio.current_time() + 5)
+        assert at.vault.serves(kms.address(asked))
+
+
+async def test_a_key_named_by_its_id_is_known_by_its_arn(autojump_clock: MockClock) -> None:
+    kms = FakeKms()
+    only = kms.add()
+    name = only.rpartition("/")[2]
+    kms.names[name] = only
+    async with opened(kms, names=[name]) as at:
+        assert [key.reference for key in at.vault.keys().values()] == [only]
+
+
+async def test_an_answer_without_a_list_takes_no_key_away(autojump_clock: MockClock) -> None:
+    kms = FakeKms()
+    only = kms.add()
+    async with opened(kms) as at:
+        kms.answer = lambda action, _key, given: {"Truncated": False} if action == "ListKeys" else given
+        with pytest.raises(VaultError, match="kms:ListKeys: KMS told no Keys"):
+            await at.vault.reload()
+        assert at.vault.serves(kms.address(only))
+
+
+@pytest.mark.parametrize("named", [False, True])
 async def test_kms_out_of_reach_and_back(autojump_clock: MockClock, named: bool) -> None:
     kms = FakeKms()
     only = kms.add()
