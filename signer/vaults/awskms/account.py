@@ -101,8 +101,8 @@ class Account:
                 try:
                     tags = await self._pages("ListResourceTags", "Tags", resource=arn, KeyId=arn, Limit=_TAGS)
                 except AwsError as exc:
-                    if exc.code == "AccessDeniedException" and not found:
-                        return  # the role may read no tags, most likely: a thousand refusals would tell no more
+                    if isinstance(exc, AwsUnavailableError) or (exc.code == "AccessDeniedException" and not found):
+                        return  # nor would a thousand more be told, most likely, and each may take `PATIENCE`
                     continue
                 found[arn] = [(str(tag["TagKey"]), str(tag["TagValue"])) for tag in tags]
 

@@ -806,6 +806,16 @@ async def test_aliases_and_tags_that_may_not_be_read_are_no_fault(autojump_clock
         assert kms.count("ListResourceTags") <= READERS
 
 
+async def test_tags_that_get_no_answer_are_not_waited_for_key_by_key(autojump_clock: MockClock) -> None:
+    kms = FakeKms()
+    for _ in range(200):
+        kms.add()
+    kms.trouble = lambda action, _key: silent() if action == "ListResourceTags" else None
+    async with opened(kms, describe=True) as at:
+        assert len(at.vault.keys()) == 200
+        assert kms.count("ListResourceTags") == READERS
+
+
 async def test_a_signer_asks_for_no_aliases_and_tags(autojump_clock: MockClock) -> None:
     kms = FakeKms()
     kms.add(alias="alias/a")
