@@ -48,6 +48,7 @@ _EXPIRED = frozenset(("ExpiredToken", "ExpiredTokenException"))
 _UNKNOWN_ID = frozenset(("InvalidAccessKeyId", "InvalidClientTokenId", "UnrecognizedClientException"))
 _SKEWED = frozenset(("RequestExpired", "RequestInTheFuture", "RequestTimeTooSkewed"))
 _SIGNATURE = frozenset(("IncompleteSignature", "InvalidSignatureException", "SignatureDoesNotMatch"))
+_OF_ALL = _EXPIRED | _UNKNOWN_ID | _SKEWED | _SIGNATURE | {"MissingAuthenticationToken"}
 _DENIED = frozenset(("AccessDenied", "AccessDeniedException", "UnauthorizedOperation"))
 _ABSENT = frozenset(("NotFoundException", "ResourceNotFoundException"))
 
@@ -82,6 +83,16 @@ class AwsError(SignerError):
         self.response: Mapping[str, Any] = response or {}
         self.stale = stale
 
+    @property
+    def silent(self) -> bool:
+        """Whether nothing was heard of AWS at all."""
+        return not self.response
+
+    @property
+    def of_all(self) -> bool:
+        """Whether any other call would be refused, too: it is about the credentials, the clock or the settings."""
+        return self.silent or self.stale or self.code in _OF_ALL
+
 
 class AwsUnavailableError(AwsError, UnavailableError):
     """Throttled, or no answer: the call may have been executed, and may be repeated."""
@@ -92,11 +103,6 @@ class AwsUnavailableError(AwsError, UnavailableError):
     def throttled(self) -> bool:
         """Whether AWS is there and answers, only not so often."""
         return self.code in _THROTTLED
-
-    @property
-    def silent(self) -> bool:
-        """Whether nothing was heard of AWS at all."""
-        return not self.response
 
 
 @dataclass(frozen=True, slots=True)
@@ -139,7 +145,7 @@ def answered(call: Call, response: Mapping[str, Any], *, operation: str = "") ->
     repeat = status >= 500 or status == 429 or code in _THROTTLED or code in _BROKEN
     if operation and operation != call.action:
         text = f"credentials: {operation}: {code}: {message}"
-        return call.fails(text, repeat=repeat, code=code, response=response)
+        return call.fails(text, repeat=repeat, code=code, response=response, stale=not repeat)
     text = ": ".join(part for part in (code or f"HTTP {status}", message) if part)
     cure = "" if repeat else _cure(call, code, message)
     stale = code in _EXPIRED | _UNKNOWN_ID | _SIGNATURE

@@ -94,6 +94,15 @@ def test_stale_credentials_are_told_from_a_denial() -> None:
     assert unanswered(CALL, exceptions.NoCredentialsError()).stale
 
 
+def test_what_is_wrong_with_every_call_is_told_from_what_is_wrong_with_one_key() -> None:
+    of_all = ("ExpiredTokenException", "UnrecognizedClientException", "InvalidSignatureException", "RequestExpired")
+    assert all(answered(CALL, refusal(code)).of_all for code in of_all)
+    assert answered(CALL, refusal("ValidationException"), operation="AssumeRole").of_all
+    assert unanswered(CALL, exceptions.NoCredentialsError()).of_all
+    for code in ("AccessDeniedException", "ValidationException", "NobodyKnowsException"):
+        assert not answered(CALL, refusal(code)).of_all
+
+
 @pytest.mark.parametrize(
     "error",
     [
