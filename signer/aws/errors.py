@@ -17,6 +17,7 @@ _THROTTLED = frozenset(
     (
         "BandwidthLimitExceeded",
         "EC2ThrottledException",
+        "LimitExceededException",
         "PriorRequestNotComplete",
         "ProvisionedThroughputExceededException",
         "RequestLimitExceeded",
@@ -51,6 +52,9 @@ _SIGNATURE = frozenset(("IncompleteSignature", "InvalidSignatureException", "Sig
 _OF_ALL = _EXPIRED | _UNKNOWN_ID | _SKEWED | _SIGNATURE | {"MissingAuthenticationToken"}
 _DENIED = frozenset(("AccessDenied", "AccessDeniedException", "UnauthorizedOperation"))
 _ABSENT = frozenset(("NotFoundException", "ResourceNotFoundException"))
+
+_CANONICAL = "The Canonical String"  # "for this request should have been": all headers follow
+_BAD_HEADER = "Invalid header value"
 
 _CLOCK = "this machine's clock is wrong by minutes (`timedatectl` tells), or a proxy holds requests back"
 _HOP_LIMIT = (
@@ -158,8 +162,14 @@ def unanswered(call: Call, error: Exception, *, made: bool = True) -> AwsError:
     from botocore.parsers import ResponseParserError
 
     text = _one_line(str(error)) or type(error).__name__
+    if _BAD_HEADER in text:  # and behind that the session token
+        return call.fails(
+            "a line break or the like in the credentials: no request can be made", repeat=False, stale=True
+        )
     match error:
-        case exceptions.NoCredentialsError() | exceptions.PartialCredentialsError():
+        case exceptions.PartialCredentialsError():
+            return call.fails(f"{text}: give both parts, or neither", repeat=False, stale=True)
+        case exceptions.NoCredentialsError():
             return call.fails(_no_credentials(call, text), repeat=False, stale=True)
         case exceptions.NoRegionError():
             return call.fails(f"{text}; set region in the configuration, or AWS_REGION", repeat=False)
@@ -203,6 +213,10 @@ def _cure(call: Call, code: str, message: str) -> str:
     if code in _DENIED:
         what = f"on {call.resource}" if call.resource else "on *"
         return f"the role needs {call.name} {what}, by its own policy or by that of the resource"
+    if code == "DisabledException":
+        return f"somebody has disabled the key: aws kms enable-key --key-id {call.resource}"
+    if code == "KMSInvalidStateException":
+        return f"if the key is to be deleted: aws kms cancel-key-deletion --key-id {call.resource}, then enable-key"
     if code in _ABSENT:
         return f"nothing of that name in {call.region or 'the region'}: look at the name, the region and the account"
     return ""
@@ -225,5 +239,6 @@ def _region_of(resource: str) -> str:
 
 
 def _one_line(text: str) -> str:
-    line = " ".join(text.split())
+    """*text* without line breaks, bounded, and without what AWS tells of the request: the session token is in it."""
+    line = " ".join(text.partition(_CANONICAL)[0].split())
     return line if len(line) <= _MAX_SHOWN else f"{line[:_MAX_SHOWN]}..."

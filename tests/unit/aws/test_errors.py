@@ -23,6 +23,7 @@ def refusal(code: str, message: str = "m", status: int = 400) -> dict[str, Any]:
     ("code", "status"),
     [
         ("ThrottlingException", 400),
+        ("LimitExceededException", 400),
         ("ProvisionedThroughputExceededException", 400),
         ("KMSInternalException", 500),
         ("KeyUnavailableException", 500),
@@ -38,7 +39,8 @@ def test_what_may_be_repeated_is_502(code: str, status: int) -> None:
     assert isinstance(error, AwsUnavailableError)
     assert isinstance(error, UnavailableError)
     assert error.status == 502
-    assert error.throttled is (code in ("ThrottlingException", "ProvisionedThroughputExceededException"))
+    limits = ("ThrottlingException", "LimitExceededException", "ProvisionedThroughputExceededException")
+    assert error.throttled is (code in limits)
 
 
 @pytest.mark.parametrize(
@@ -65,6 +67,8 @@ def test_a_refusal_is_not_repeated(code: str) -> None:
         (CALL, "UnrecognizedClientException", "x", "AWS doesn't know the access key id"),
         (CALL, "InvalidClientTokenId", "x", "AWS doesn't know the access key id"),
         (CALL, "NotFoundException", "x", "nothing of that name in eu-west-1"),
+        (CALL, "DisabledException", "x", f"aws kms enable-key --key-id {KEY}"),
+        (CALL, "KMSInvalidStateException", "x", f"aws kms cancel-key-deletion --key-id {KEY}"),
     ],
 )
 def test_a_known_cause_says_what_to_do(call: Call, code: str, message: str, cure: str) -> None:
@@ -146,6 +150,25 @@ def test_missing_credentials_name_the_hop_limit_in_a_container_only() -> None:
     inside = Call("v", "kms", "Sign", in_container=True)
     assert "--http-put-response-hop-limit 2" in str(unanswered(inside, exceptions.NoCredentialsError()))
     assert "hop" not in str(unanswered(CALL, exceptions.NoCredentialsError()))
+
+
+def test_half_of_a_key_is_not_said_to_be_none() -> None:
+    error = unanswered(CALL, exceptions.PartialCredentialsError(provider="env", cred_var="AWS_SECRET_ACCESS_KEY"))
+    assert "missing: AWS_SECRET_ACCESS_KEY: give both parts" in str(error)
+    assert "nor" not in str(error).partition("both")[0]
+
+
+def test_no_text_shows_the_session_token() -> None:
+    """AWS tells what it would have signed, all headers; Python's HTTP client tells what cannot be a header."""
+    told = "It does not match.\n\nThe Canonical String for this request should have been\n'POST\n/\n\nx-amz-sec:TOKEN"
+    for operation in ("Sign", "AssumeRole"):
+        error = answered(CALL, refusal("SignatureDoesNotMatch", told), operation=operation)
+        assert "It does not match." in str(error)
+        assert "TOKEN" not in str(error)
+    unfit = unanswered(CALL, exceptions.HTTPClientError(error="Invalid header value b'TOKEN\\n'"))
+    assert "a line break" in str(unfit)
+    assert "TOKEN" not in str(unfit)
+    assert not isinstance(unfit, AwsUnavailableError)
 
 
 def test_a_page_of_a_load_balancer_is_cut_short() -> None:
