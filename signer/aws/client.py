@@ -24,6 +24,7 @@ __all__ = ["AwsClient", "AwsError", "AwsUnavailableError", "CredentialValues"]
 
 _TRIES = 3  # where the caller sets no deadline
 _PAUSE, _LONGEST_PAUSE = 0.05, 1.0  # seconds before the second try, doubled up to the next
+_ABANDONED = 4  # times as many threads as calls that are waited for: the others hang
 _RENEWAL = 1.0  # seconds that a client lives at least before stale credentials are looked up anew
 _STS_TIMEOUTS = 2.0, 5.0  # seconds to connect and to read, of the clients that ask for credentials (STS, SSO)
 _SHOWN = 60  # bytes of a reply that is none
@@ -46,8 +47,9 @@ class CredentialValues(Protocol):
 class AwsClient:
     """A client of *service*; *component* is what its errors are said to belong to.
 
-    Nothing is contacted, and boto3 not imported, before the first call. At most *workers* calls are made at once; one
-    that nobody waits for any more keeps its thread until the timeouts (seconds, of one try) end it.
+    Nothing is contacted, and boto3 not imported, before the first call. At most *workers* calls are waited for at
+    once. One that nobody waits for any more keeps its thread until the timeouts end it (seconds, from one byte to the
+    next: a reply that drips may take minutes), but not the place of another call.
     """
 
     def __init__(
@@ -71,6 +73,7 @@ class AwsClient:
         self._made_at = 0.0  # Trio's clock
         self._renewals = 0
         self._limiter = trio.CapacityLimiter(workers)
+        self._threads = trio.CapacityLimiter(_ABANDONED * workers)
 
     @property
     def region(self) -> str:
@@ -114,10 +117,10 @@ class AwsClient:
     ) -> dict[str, Any]:
         """One try; where *deadline* ends it, *last* (of the try before) says more than that."""
         began = trio.current_time()
+        call = partial(self._call, action, resource, parameters, began)
         with trio.move_on_at(float("inf") if deadline is None else deadline):
-            return await trio.to_thread.run_sync(
-                partial(self._call, action, resource, parameters, began), limiter=self._limiter, abandon_on_cancel=True
-            )
+            async with self._limiter:
+                return await trio.to_thread.run_sync(call, limiter=self._threads, abandon_on_cancel=True)
         elapsed = trio.current_time() - began
         raise last or self._facts(action, resource).fails(f"no answer: none within {elapsed:.1f} s", repeat=True)
 
@@ -186,7 +189,7 @@ class AwsClient:
             connect_timeout=connect,
             read_timeout=read,
             retries={"total_max_attempts": 1},
-            max_pool_connections=self._workers,
+            max_pool_connections=_ABANDONED * self._workers,
             tcp_keepalive=True,
         )
         client = session.client(self._service, config=config)

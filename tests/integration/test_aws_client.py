@@ -333,6 +333,19 @@ async def test_a_cancelled_call_leaves_the_client_usable(kms: Kms) -> None:
     assert await asking.call("ListKeys")
 
 
+async def test_calls_that_hang_take_no_place_of_others(kms: Kms) -> None:
+    """Timeouts count from one byte to the next: a reply that drips outlasts them all."""
+    asking = client(workers=2, read_timeout=20)
+    await asking.call("ListKeys")
+    first_faults(kms, "held", "held")
+    for _ in range(2):
+        with pytest.raises(AwsUnavailableError):
+            await asking.call("ListKeys", deadline=trio.current_time() + 0.2)
+    with trio.fail_after(5):
+        assert await asking.call("ListKeys")
+    assert kms.count("ListKeys") == 4
+
+
 async def test_nobody_listening_is_told_as_such(kms: Kms, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("AWS_ENDPOINT_URL_KMS", f"http://127.0.0.1:{free_port()}")
     with pytest.raises(AwsUnavailableError, match="whether this host resolves and reaches that name"):
