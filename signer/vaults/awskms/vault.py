@@ -253,7 +253,7 @@ class AwsKmsVault:
             self._away = str(error)
         elif error.response:
             self._away = ""
-        self._task.failing(str(error))
+        self._task.failing(str(error).removeprefix(f"{self._task.name}: "))
 
     def _note_silence(self, error: AwsUnavailableError) -> None:
         """A signature was not made; if KMS is away, see to it that its return is noticed."""
@@ -261,7 +261,7 @@ class AwsKmsVault:
             return
         self._away = str(error)
         self._wrong_since = min(self._wrong_since, trio.current_time())
-        self._task.failing(str(error))
+        self._task.failing(str(error).removeprefix(f"{self._task.name}: "))
         self._wanted.set()
         self._notify()
 

@@ -415,6 +415,7 @@ async def test_a_denied_list_is_said_and_tried_again(autojump_clock: MockClock) 
         assert not at.vault.ready
         assert "kms:ListKeys: AccessDeniedException" in at.vault.health().detail
         assert at.state() is TaskState.FAILING
+        assert at.tasks.all()["vault k"].fault.startswith("kms:ListKeys: ")  # the log puts the vault before it
         kms.trouble = lambda *_: None
         await at.vault.wait_for(kms.address(only), trio.current_time() + 5)
         assert at.vault.serves(kms.address(only))
