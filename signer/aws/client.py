@@ -127,6 +127,11 @@ class AwsClient:
     def _facts(self, action: str, resource: str) -> Call:
         return Call(self._component, self._service, action, resource, self._region, _in_container())
 
+    @property
+    def _given(self) -> bool:
+        """Whether the configuration gives the credentials; then nothing is looked up."""
+        return bool(self._credentials.access_key_id and self._credentials.secret_access_key.get_secret_value())
+
     def _forget(self, used: int) -> bool:
         """Have the next call look up the credentials anew; not where that was done a moment ago.
 
@@ -135,7 +140,7 @@ class AwsClient:
         """
         if used != self._renewals:
             return True
-        if self._boto is None or trio.current_time() - self._made_at < _RENEWAL:
+        if self._given or self._boto is None or trio.current_time() - self._made_at < _RENEWAL:
             return False
         self._boto = None
         self._renewals += 1
@@ -176,8 +181,7 @@ class AwsClient:
         base.set_default_client_config(
             Config(connect_timeout=connect, read_timeout=read, retries={"total_max_attempts": 2})
         )
-        own, (connect, read) = self._credentials, self._timeouts
-        given = own.access_key_id and own.secret_access_key.get_secret_value()
+        own, given, (connect, read) = self._credentials, self._given, self._timeouts
         session = boto3.session.Session(
             own.access_key_id if given else None,
             own.secret_access_key.get_secret_value() if given else None,

@@ -152,7 +152,7 @@ def answered(call: Call, response: Mapping[str, Any], *, operation: str = "") ->
         return call.fails(text, repeat=repeat, code=code, response=response, stale=not repeat)
     text = ": ".join(part for part in (code or f"HTTP {status}", message) if part)
     cure = "" if repeat else _cure(call, code, message)
-    stale = code in _EXPIRED | _UNKNOWN_ID | _SIGNATURE
+    stale = code in _EXPIRED | _UNKNOWN_ID | _SIGNATURE and cure != _CLOCK
     return call.fails(f"{text}; {cure}" if cure else text, repeat=repeat, code=code, response=response, stale=stale)
 
 

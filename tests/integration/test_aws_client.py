@@ -241,9 +241,22 @@ async def test_expired_credentials_are_looked_up_anew(
     assert kms.tokens == {"OLD", "NEW"}
 
 
-async def test_all_calls_that_a_token_expires_under_get_the_new_one(kms: Kms) -> None:
-    """Not only the first one: the others would be answered 500, which nobody repeats."""
+async def test_configured_credentials_are_not_looked_up_anew(kms: Kms) -> None:
+    """There is nothing to find, and a new client takes the processor for a good while."""
     asking = client()
+    await asking.call("ListKeys")
+    asking._made_at = float("-inf")
+    kms.choose = lambda *_: "expired"
+    with pytest.raises(AwsError, match="has expired"):
+        await asking.call("ListKeys")
+    assert kms.count("ListKeys") == 2
+
+
+async def test_all_calls_that_a_token_expires_under_get_the_new_one(kms: Kms, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Not only the first one: the others would be answered 500, which nobody repeats."""
+    monkeypatch.setenv("AWS_ACCESS_KEY_ID", "AKID")
+    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "SECRET")
+    asking = client({"region": REGION})
     await asking.call("ListKeys")
     asking._made_at = float("-inf")
     together, coming = threading.Barrier(8), ["expired"] * 8

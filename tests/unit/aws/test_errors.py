@@ -95,6 +95,7 @@ def test_stale_credentials_are_told_from_a_denial() -> None:
     stale = ("ExpiredTokenException", "UnrecognizedClientException", "InvalidSignatureException")
     assert all(answered(CALL, refusal(code)).stale for code in stale)
     assert not answered(CALL, refusal("AccessDeniedException")).stale
+    assert not answered(CALL, refusal("InvalidSignatureException", "Signature expired: it is late")).stale
     assert unanswered(CALL, exceptions.NoCredentialsError()).stale
 
 
@@ -102,6 +103,7 @@ def test_what_is_wrong_with_every_call_is_told_from_what_is_wrong_with_one_key()
     of_all = ("ExpiredTokenException", "UnrecognizedClientException", "InvalidSignatureException", "RequestExpired")
     assert all(answered(CALL, refusal(code)).of_all for code in of_all)
     assert answered(CALL, refusal("ValidationException"), operation="AssumeRole").of_all
+    assert answered(CALL, refusal("InvalidSignatureException", "Signature expired: it is late")).of_all
     assert unanswered(CALL, exceptions.NoCredentialsError()).of_all
     for code in ("AccessDeniedException", "ValidationException", "NobodyKnowsException"):
         assert not answered(CALL, refusal(code)).of_all
