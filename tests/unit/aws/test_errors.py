@@ -29,6 +29,7 @@ def refusal(code: str, message: str = "m", status: int = 400) -> dict[str, Any]:
         ("KeyUnavailableException", 500),
         ("DependencyTimeoutException", 503),
         ("DependencyTimeoutException", 400),
+        ("Whatever", 500),
         ("Whatever", 503),
         ("", 502),
         ("Whatever", 429),
@@ -83,6 +84,7 @@ def test_another_region_is_named(code: str) -> None:
     elsewhere = Call("v", "kms", "Sign", KEY, "us-east-1")
     assert "is in eu-west-1, and the client asks in us-east-1" in str(answered(elsewhere, refusal(code)))
     assert "client asks in" not in str(answered(CALL, refusal(code)))
+    assert "client asks in" not in str(answered(Call("v", "kms", "Sign", KEY), refusal(code)))  # nobody knows where
 
 
 def test_a_refusal_of_the_credentials_names_what_was_refused() -> None:
@@ -103,6 +105,7 @@ def test_what_is_wrong_with_every_call_is_told_from_what_is_wrong_with_one_key()
     of_all = ("ExpiredTokenException", "UnrecognizedClientException", "InvalidSignatureException", "RequestExpired")
     assert all(answered(CALL, refusal(code)).of_all for code in of_all)
     assert answered(CALL, refusal("ValidationException"), operation="AssumeRole").of_all
+    assert unanswered(CALL, exceptions.NoRegionError()).of_all
     assert answered(CALL, refusal("InvalidSignatureException", "Signature expired: it is late")).of_all
     assert unanswered(CALL, exceptions.NoCredentialsError()).of_all
     for code in ("AccessDeniedException", "ValidationException", "NobodyKnowsException"):
@@ -120,6 +123,7 @@ def test_what_is_wrong_with_every_call_is_told_from_what_is_wrong_with_one_key()
         exceptions.ChecksumError(checksum_type="crc32", expected_checksum="1", actual_checksum="2"),
         exceptions.CredentialRetrievalError(provider="iam-role", error_msg="x"),
         ResponseParserError("no JSON"),
+        FileNotFoundError(2, "No such file or directory", "/run/token"),
         RuntimeError("Credentials were refreshed, but the refreshed credentials are still expired."),
     ],
 )
@@ -152,6 +156,11 @@ def test_missing_credentials_name_the_hop_limit_in_a_container_only() -> None:
     inside = Call("v", "kms", "Sign", in_container=True)
     assert "--http-put-response-hop-limit 2" in str(unanswered(inside, exceptions.NoCredentialsError()))
     assert "hop" not in str(unanswered(CALL, exceptions.NoCredentialsError()))
+
+
+def test_a_file_that_is_missing_belongs_to_the_credentials() -> None:
+    error = unanswered(CALL, FileNotFoundError(2, "No such file or directory", "/run/token"))
+    assert "credentials: [Errno 2] No such file or directory: '/run/token'" in str(error)
 
 
 def test_half_of_a_key_is_not_said_to_be_none() -> None:
