@@ -311,7 +311,7 @@ async def test_the_deadline_ends_the_tries(kms: Kms, monkeypatch: pytest.MonkeyP
     began = trio.current_time()
     with pytest.raises(AwsUnavailableError, match="Rate exceeded"):
         await asking.call("ListKeys", deadline=began + 1.0)
-    assert trio.current_time() - began < 1.2
+    assert trio.current_time() - began < 1.2, trio.current_time() - began
     assert kms.count("ListKeys") > 3
 
 
