@@ -47,12 +47,12 @@ class Table:
         """One call; raises `AwsError`, `AwsUnavailableError`."""
         return await self._client.call(action, resource=f"table/{self.name}", deadline=deadline, **parameters)
 
-    async def open(self, probe: Probe) -> bool:
+    async def open(self, probe: Probe, *, patient: bool = True) -> bool:
         """Return once the table can be used; tells whether it was made for that.
 
-        A server that doesn't answer is asked again until `OPEN_LIMIT`. Raises `TableError`, `AwsError`.
+        A server that doesn't answer is asked again until `OPEN_LIMIT` if *patient*. Raises `TableError`, `AwsError`.
         """
-        opening = _Opening(self, probe)
+        opening = _Opening(self, probe, patient)
         with trio.move_on_after(OPEN_LIMIT):
             await opening.run()
             return opening.made
@@ -129,9 +129,10 @@ class Table:
 class _Opening:
     """One attempt to get a table that can be used."""
 
-    def __init__(self, table: Table, probe: Probe) -> None:
+    def __init__(self, table: Table, probe: Probe, patient: bool) -> None:
         self._table = table
         self._probe = probe
+        self._patient = patient
         self.made = False
         self.state = "no answer"
 
@@ -155,6 +156,8 @@ class _Opening:
                 await self._probe()
                 return True
         except AwsUnavailableError as exc:
+            if not self._patient:
+                raise
             if self.state != str(exc):
                 logger.warning(
                     "the DynamoDB table can't be asked, trying again", table=self._table.name, error=str(exc)
