@@ -73,21 +73,28 @@ class DynamoWatermarks:
         self._prepare = prepare
         self._lanes: dict[MarkKey, _Lane] = {}
         self._nursery: trio.Nursery | None = None
+        self._opening = True
         self._failed = (float("-inf"), "")  # when (time.monotonic) the last write failed, and how
 
     @property
     def failure(self) -> str:
+        if self._opening:
+            return self._not_open_yet
         if self._nursery is None:
             return "closed"
         at, text = self._failed
         return text if time.monotonic() - at < _FAILURE_MEMORY else ""
+
+    @property
+    def _not_open_yet(self) -> str:
+        return f"watermark table {self._table.name}: not open yet: {self._table.status}"
 
     async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
         made = await self._table.open()
         if self._prepare is not None:
             await self._prepare(self._table, made)
         async with trio.open_nursery() as nursery:
-            self._nursery = nursery
+            self._nursery, self._opening = nursery, False
             task_status.started()
             try:
                 await trio.sleep_forever()
@@ -108,6 +115,8 @@ class DynamoWatermarks:
         return advance
 
     def _opened(self) -> trio.Nursery:
+        if self._opening:
+            raise WatermarkUnavailableError(f"{self._not_open_yet}; nothing is signed")
         if self._nursery is None:
             raise WatermarkStoreError("the watermark store is closed; nothing is signed")
         return self._nursery

@@ -62,6 +62,11 @@ class MarkTable:
             self._observe("create", began, None)
         return made
 
+    @property
+    def status(self) -> str:
+        """While it is opened: what DynamoDB says of the table, or why it says nothing."""
+        return self._table.status
+
     async def _probe(self) -> None:
         """A put that is always refused: it shows that the role may put."""
         nobody = {items.PARTITION: {"S": "probe"}, items.SORT: {"S": "probe"}}

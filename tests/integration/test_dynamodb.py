@@ -16,7 +16,7 @@ from signer.tezos.keys import Curve, PublicKeyHash
 from signer.watermark.dynamodb import DynamoWatermarks
 from signer.watermark.interface import MarkKey, Slot, WatermarkRefusedError, WatermarkStore
 from signer.watermark.table import WatermarkUnavailableError
-from tests.integration.conftest import Setup, attestation
+from tests.integration.conftest import Api, Setup, attestation, wait_for
 from tests.moto_server import FAULTS, Front, plain, serving
 
 CHAIN = "NetXdQprcVkpaWU"
@@ -191,3 +191,53 @@ def test_marks_and_keys_in_dynamodb(setup: Setup, server: tuple[str, Front]) -> 
     assert "no marks in the table watermark" in setup.run("watermark", "list").stderr.decode()
     assert not (setup.base_dir / "watermarks.db").exists()
     assert not (setup.base_dir / "enclave_keys.json").exists()
+
+
+def test_no_table_holds_up_the_start(setup: Setup, server: tuple[str, Front]) -> None:
+    """Without its table of keys one vault waits, and the others serve; without marks the servers answer."""
+    url, front = server
+    (pkh,) = setup.generate("p256")  # in a file
+    in_tables(setup, url)
+    table = setup.nitro.pop("storage")
+    setup.vaults["tables"] = {
+        "driver": "nitro",
+        "config": {
+            "enclave_address": f"unix:{setup.socket}:2000",
+            "encryption_key_id": "development",
+            "credentials": {"access_key_id": "AKID", "secret_access_key": "SECRETKEY", "region": "none"},
+            "storage": table,
+        },
+    }
+    setup.write_config()
+
+    front.choose = lambda action: "broken" if action == "Scan" else ""
+    signer = setup.start_signer()
+    wait_for(lambda: setup.api.sign(pkh, attestation(Curve.P256, 1))[0] == 200, "a signature of the other vault")
+    status, health = setup.utility.get("/healthz")
+    assert status == 503
+    assert "cannot open DynamoDB table encrypted_keys" in health["vaults"]["tables"]["detail"]
+    front.choose = lambda _: ""
+    wait_for(lambda: bool(setup.utility.get("/healthz")[1]["ready"]), "the vault to open its table")
+    assert setup.stop(signer) == 0
+
+    front.choose = lambda _: "broken"
+    signer = setup.start_signer(wait=False)
+    wait_for(lambda: answers(setup.utility, "/healthz"), "the utility server")
+    status, health = setup.utility.get("/healthz")
+    assert (status, "watermark table watermark: not open yet" in health["watermarks"]) == (503, True)
+    wait_for(setup.answers, "the signing API")
+    status, answer = setup.api.sign(pkh, attestation(Curve.P256, 2))
+    assert (status, "not open yet: watermark: dynamodb:DescribeTable" in answer[0]["msg"]) == (502, True)
+    assert "Ready: " not in setup.log.read_text().partition("Shutting down")[2]
+    front.choose = lambda _: ""
+    wait_for(lambda: setup.api.sign(pkh, attestation(Curve.P256, 2))[0] == 200, "the marks")
+    wait_for(lambda: "Ready: " in setup.log.read_text().partition("Shutting down")[2], "the announcement")
+    assert setup.stop(signer) == 0
+
+
+def answers(api: Api, path: str) -> bool:
+    try:
+        api.get(path)
+    except OSError:
+        return False
+    return True

@@ -535,3 +535,19 @@ def test_for_each_slot_one_digest_at_most_is_signed(steps: list[Any]) -> None:
 def test_the_mark_that_wins_carries_a_digest() -> None:
     assert items.standing([]) is None
     assert items.standing([Mark(3, 0), Mark(3, 0, A), Mark(2, 9, B)]) == Mark(3, 0, A)
+
+
+async def test_a_store_that_is_not_open_yet(server: Dynamo, autojump_clock: trio.testing.MockClock) -> None:
+    server.faults.extend(["throttled"] * 5)
+    store = DynamoWatermarks(server, TABLE)
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(store.run)
+        await trio.sleep(0.01)
+        assert store.failure == "watermark table watermark: not open yet: no answer from DescribeTable"
+        for work in (partial(advance, store, 5), partial(store.recall, KEY, 5, 0, A)):
+            with pytest.raises(UnavailableError, match="not open yet: no answer.*nothing is signed"):
+                await work()
+        await trio.sleep(10)
+        assert store.failure == ""
+        assert await advance(store, 5) is None
+        nursery.cancel_scope.cancel()
