@@ -5,7 +5,8 @@ Nothing here waits in a queue or knows what a request is; `signer.watermark.dyna
 """
 
 import random
-from collections.abc import Mapping, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from functools import partial
 from typing import Any, Protocol
 
 import trio
@@ -81,12 +82,12 @@ class MarkTable:
         """Carry out all of *puts*, or none.
 
         Returns the items as they stand where a condition failed, None for one that isn't there; empty for success.
-        A busy table is tried again until the caller cancels. Raises `WatermarkStoreError`.
+        A busy table is tried again until *deadline*. Raises `WatermarkStoreError`.
         """
         began, refused = trio.current_time(), False
         outcome: Exception | None = TimeoutError()
         try:
-            failed = await self._try(puts, deadline)
+            failed = await self._try(partial(self._put, puts, deadline), deadline)
             outcome, refused = None, bool(failed)
             return failed
         except AwsError as exc:
@@ -95,20 +96,23 @@ class MarkTable:
         finally:
             self._observe("write", began, outcome, refused=refused)
 
-    async def _try(self, puts: Sequence[dict[str, Any]], deadline: float) -> list[Item | None]:
+    async def _try(self, send: Callable[[], Awaitable[None]], deadline: float) -> list[Item | None]:
         pause = _CONFLICT_PAUSE
         while True:
+            wait = pause * random.uniform(0.5, 1)  # noqa: S311  # spreads retries, keeps no secret
             try:
-                await self._put(puts, deadline)
+                await send()
             except AwsError as exc:
                 failed = _failed(exc)
                 if failed:
                     return failed
                 if not _is_busy(exc):
                     raise
+                if trio.current_time() + wait >= deadline:  # else the caller would hear of no answer
+                    raise AwsUnavailableError(f"busy for too long: {exc}", code=exc.code) from exc
             else:
                 return []
-            await trio.sleep(pause * random.uniform(0.5, 1))  # noqa: S311  # spreads retries, keeps no secret
+            await trio.sleep(wait)
             pause = min(2 * pause, _MAX_CONFLICT_PAUSE)
 
     async def _put(self, puts: Sequence[dict[str, Any]], deadline: float) -> None:
