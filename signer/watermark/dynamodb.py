@@ -125,7 +125,8 @@ class DynamoWatermarks:
         check_range(level, round)
         self._opened()
         with trio.move_on_after(self._write_timeout + _GRACE), self._noting():
-            standing = await self._table.look(key, deadline=trio.current_time() + self._write_timeout)
+            found = await self._table.look(key, deadline=trio.current_time() + self._write_timeout)
+            standing = self._table.marks(found)
             decision = items.judge(key, standing, level, round, digest)
             return decision.signature if isinstance(decision, Replay) else self._made(key, Mark(level, round, digest))
         raise self._too_slow("it was only read")
@@ -174,11 +175,7 @@ class DynamoWatermarks:
         stored: str | None = None
         failed = await self._table.put(items.advance(self._table.name, lane.key, mark), deadline=deadline)
         while failed:
-            standing = self._table.marks(failed)
-            if len(standing) < len(failed):
-                raise WatermarkStoreError(
-                    f"watermark table {self._table.name}: DynamoDB doesn't say what stands; nothing is signed"
-                )
+            standing = self._table.in_the_way(failed)
             decision = items.judge(lane.key, standing, mark.level, mark.round, advance.digest)
             if isinstance(decision, Replay):
                 stored = decision.signature

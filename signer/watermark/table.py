@@ -119,19 +119,26 @@ class MarkTable:
         if len(puts) == 1:  # half the price of a transaction, and faster
             await self._table.call("PutItem", deadline=deadline, **puts[0])
         else:
-            await self._table.call(
-                "TransactWriteItems", deadline=deadline, TransactItems=[{"Put": put} for put in puts]
-            )
+            await self._transact([{"Put": put} for put in puts], deadline)
 
-    async def look(self, key: MarkKey, *, deadline: float) -> list[Mark]:
+    async def look(self, key: MarkKey, *, deadline: float) -> list[Item]:
         """What stands in the slot, under all its names; raises `WatermarkStoreError`."""
-        return self.marks(await self.put(items.look(self.name, key), deadline=deadline))
+        return [item for item in await self.put(items.look(self.name, key), deadline=deadline) if item]
 
     def marks(self, found: Sequence[Item | None]) -> list[Mark]:
         try:
             return [items.mark_of(item) for item in found if item]
         except items.ItemError as exc:
             raise self.error(exc) from exc
+
+    def in_the_way(self, failed: Sequence[Item | None]) -> list[Mark]:
+        """The marks that made a condition fail; raises `WatermarkStoreError`, also where one isn't told."""
+        marks = self.marks(failed)
+        if len(marks) < len(failed):
+            raise WatermarkStoreError(
+                f"watermark table {self.name}: DynamoDB doesn't say what stands; nothing is signed"
+            )
+        return marks
 
     async def scan(self) -> list[tuple[MarkKey, Mark]]:
         """Every item that is a mark, one by one; raises `WatermarkStoreError`."""
@@ -150,18 +157,19 @@ class MarkTable:
         except SignerError as exc:
             raise self.error(exc) from exc
 
-    async def delete(self, key: MarkKey) -> None:
-        """Forget the mark under all its names; raises `WatermarkStoreError`."""
-        where = [
-            {items.PARTITION: {"S": items.partition_of(key)}, items.SORT: {"S": name}} for name in items.NAMES[key.slot]
-        ]
+    async def forget(self, seen: Sequence[Item], *, deadline: float) -> bool:
+        """Delete the items *seen* as they were; False, and nothing is deleted, where one has changed since.
+
+        Raises `WatermarkStoreError`.
+        """
+        deletes = [{"Delete": items.forget(self.name, item)} for item in seen]
         try:
-            await self._table.call(
-                "TransactWriteItems",
-                TransactItems=[{"Delete": {"TableName": self.name, "Key": one}} for one in where],
-            )
+            return not await self._try(partial(self._transact, deletes, deadline), deadline)
         except AwsError as exc:
             raise self.error(exc) from exc
+
+    async def _transact(self, actions: Sequence[dict[str, Any]], deadline: float) -> None:
+        await self._table.call("TransactWriteItems", deadline=deadline, TransactItems=actions)
 
     def error(self, exc: SignerError) -> WatermarkStoreError:
         """What went wrong, with what it means."""

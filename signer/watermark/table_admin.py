@@ -65,7 +65,7 @@ async def _raise(table: MarkTable, key: MarkKey, mark: Mark) -> Mark | None:
     puts = items.advance(table.name, key, mark)
     with _limited(table):
         failed = await table.put(puts, deadline=trio.current_time() + _TIMEOUT)
-    return items.standing(table.marks(failed))
+    return items.standing(table.in_the_way(failed))
 
 
 @contextmanager
@@ -87,10 +87,17 @@ async def reset_mark(
     with _limited(table):
         for one in Slot if slot is None else (slot,):
             key = MarkKey(chain_id, pkh, one)
-            standing = items.standing(await table.look(key, deadline=trio.current_time() + _TIMEOUT))
-            if standing is not None:
-                await table.delete(key)
-                forgotten.append((key, standing))
+            deadline = trio.current_time() + _TIMEOUT
+            seen = await table.look(key, deadline=deadline)
+            standing = items.standing(table.marks(seen))
+            if standing is None:
+                continue
+            if not await table.forget(seen, deadline=deadline):
+                raise admin.MarkRefusedError(
+                    f"the {one} mark of {pkh} on {chain_id} has changed just now, and stays: a signer uses it. Stop "
+                    "the signers, then reset"
+                )
+            forgotten.append((key, standing))
     return forgotten
 
 
