@@ -3,7 +3,7 @@
 Section 3.7 of the signer specification, with weakness 24 mended. The server decides: each mark is set by one
 conditional write, and of several signers on one table one wins. A write whose outcome is not known is repeated: it then
 finds its own digest, and that is success. So the same bytes are always signed again, on every machine, and other bytes
-of the slot never.
+of the slot never. What this process has signed itself it refuses to undercut also where the table forgot it.
 
 Requests for one slot go to the server one after the other, in the order in which they came; those of different slots
 side by side. A finished signature is stored beside its mark when its slot has nothing else to do.
@@ -21,11 +21,15 @@ from signer.aws.table import Client
 from signer.errors import SignerError
 from signer.watermark import items
 from signer.watermark.interface import Advance, Mark, MarkKey, WatermarkRefusedError, WatermarkStoreError
-from signer.watermark.rules import Replay, check_range
+from signer.watermark.rules import Replay, check_range, decide
 from signer.watermark.table import MarkTable, TableObserver, WatermarkUnavailableError
 
 _FAILURE_MEMORY = 60.0
 """Seconds that a failed write counts as the state of the store, as in `signer.watermark.sqlite`."""
+
+_MAX_LANES = 4096
+"""Slots whose last mark is kept in memory, about half a kilobyte each: three for each key and chain. A client chooses
+the chain, so there is a limit; the slot that was used last is the last to go, and its mark stays in the table."""
 
 _GRACE = 0.1  # seconds that the client gets, past the limit, to say itself what kept it
 _SIGNATURE_LIMIT = 5.0  # seconds to store a signature, which nobody waits for
@@ -107,7 +111,7 @@ class DynamoWatermarks:
         check_range(level, round)
         nursery = self._opened()
         advance = Advance(key, level, round, digest, on_settled)
-        lane = self._lanes.setdefault(key, _Lane(key))
+        lane = self._lane(key)
         lane.waiting.append((advance, trio.current_time() + self._write_timeout))
         if lane.storing is not None:
             lane.storing.cancel(reason="a request has come, and nobody waits for the signature to be stored")
@@ -127,6 +131,9 @@ class DynamoWatermarks:
         with trio.move_on_after(self._write_timeout + _GRACE), self._noting():
             found = await self._table.look(key, deadline=trio.current_time() + self._write_timeout)
             standing = self._table.marks(found)
+            lane = self._lanes.get(key)
+            if lane is not None and lane.accepted is not None:
+                standing.append(lane.accepted)
             decision = items.judge(key, standing, level, round, digest)
             return decision.signature if isinstance(decision, Replay) else self._made(key, Mark(level, round, digest))
         raise self._too_slow("it was only read")
@@ -140,6 +147,16 @@ class DynamoWatermarks:
             self._set_off(lane, self._nursery)
 
     # -- a slot's lane
+
+    def _lane(self, key: MarkKey) -> _Lane:
+        """The lane of *key*, now the one used last."""
+        lane = self._lanes.pop(key, None) or _Lane(key)
+        if len(self._lanes) >= _MAX_LANES:
+            idle = next((one for one, old in self._lanes.items() if not old.busy), None)
+            if idle is not None:
+                del self._lanes[idle]
+        self._lanes[key] = lane
+        return lane
 
     def _set_off(self, lane: _Lane, nursery: trio.Nursery) -> None:
         if not lane.busy:
@@ -158,6 +175,8 @@ class DynamoWatermarks:
 
     async def _settle(self, lane: _Lane, advance: Advance, deadline: float) -> None:
         try:
+            if lane.accepted is not None:  # whatever has become of the table: emptied, restored from a backup
+                decide(lane.key, lane.accepted, advance.level, advance.round, advance.digest)
             with trio.move_on_at(deadline + _GRACE) as scope, self._noting():
                 advance.stored = await self._decide(lane, advance, deadline)
             if scope.cancelled_caught:

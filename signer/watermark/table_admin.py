@@ -98,6 +98,8 @@ async def reset_mark(
                     "the signers, then reset"
                 )
             forgotten.append((key, standing))
+    if forgotten:
+        logger.warning("a running signer goes on refusing what it has signed itself: restart it", table=table.name)
     return forgotten
 
 

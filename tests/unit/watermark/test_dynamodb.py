@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from signer.aws import table as aws_table
 from signer.errors import UnavailableError
 from signer.tezos.keys import Curve, PublicKeyHash, digest_text
-from signer.watermark import items
+from signer.watermark import dynamodb, items
 from signer.watermark.dynamodb import DynamoWatermarks
 from signer.watermark.interface import Mark, MarkKey, Slot, WatermarkRefusedError, WatermarkStoreError
 from tests.dynamo import Dynamo, dynamo
@@ -485,11 +485,12 @@ async def test_the_observer_hears_of_everything(server: Dynamo, autojump_clock: 
 
     async with opened(server, observer=Observer()) as store:
         await advance(store, 5)
+        assert reference_accepts(server, "attestation", 6, 0)
         with suppress(WatermarkRefusedError):
-            await advance(store, 4)
+            await advance(store, 6)
         server.faults.append("throttled")
         with suppress(UnavailableError):
-            await advance(store, 6)
+            await advance(store, 7)
     assert heard == [
         (TABLE, "create", None, False),
         (TABLE, "write", None, False),
@@ -556,3 +557,64 @@ async def test_a_store_that_is_not_open_yet(server: Dynamo, autojump_clock: trio
         assert store.failure == ""
         assert await advance(store, 5) is None
         nursery.cancel_scope.cancel()
+
+
+# -- what becomes of the table, and of the memory
+
+
+@pytest.mark.parametrize("key", [KEY, BLOCK])
+async def test_a_table_that_forgets_does_not_make_us_sign_again(server: Dynamo, key: MarkKey) -> None:
+    """Emptied, or restored from a backup: what this process has signed, it knows."""
+    async with opened(server) as store:
+        await advance(store, 4, key=key)
+        backup = server.boto.scan(TableName=TABLE)["Items"]
+        await advance(store, 5, round_=1, key=key)
+        for restored in (backup[:0], backup):
+            for item in server.boto.scan(TableName=TABLE)["Items"]:
+                where = {name: item[name] for name in ("idx", "request")}
+                server.boto.delete_item(TableName=TABLE, Key=where)
+            for item in restored:
+                server.boto.put_item(TableName=TABLE, Item=item)
+            for level, round_, digest in ((5, 1, B), (5, 0, A), (4, 9, A)):
+                with pytest.raises(WatermarkRefusedError):
+                    await advance(store, level, digest, round_=round_, key=key)
+                with pytest.raises(WatermarkRefusedError):
+                    await store.recall(key, level, round_, digest)
+        assert await advance(store, 5, round_=1, key=key) is None, "the same bytes"
+        assert {item["lvl"]["N"] for item in found(server).values()} == {"5"}, "and the table knows them again"
+
+
+async def test_a_refusal_from_memory_says_nothing_of_the_table(server: Dynamo) -> None:
+    async with opened(server) as store:
+        await advance(store, 5)
+        server.faults.append("throttled")
+        with pytest.raises(UnavailableError):
+            await advance(store, 6)
+        server.calls.clear()
+        with pytest.raises(WatermarkRefusedError):
+            await advance(store, 5, B)
+        assert server.calls == []
+        assert "may have been set" in store.failure
+
+
+async def test_slots_in_memory_are_bounded(server: Dynamo, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Those used last stay; one that is at work is never dropped; a dropped one costs its signature nothing."""
+    monkeypatch.setattr(dynamodb, "_MAX_LANES", 3)
+    keys = [MarkKey(f"Net{number}", PKH, Slot.BLOCK) for number in range(5)]
+    async with opened(server) as store:
+        for key in keys:
+            assert await advance(store, 1, key=key) is None
+            store.remember(key, A, f"of {key.chain_id}")
+            await trio.testing.wait_all_tasks_blocked()
+            await advance(store, 1, key=keys[0])
+        assert set(store._lanes) == {keys[0], *keys[3:]}
+        assert [await advance(store, 1, key=key) for key in keys] == [f"of {key.chain_id}" for key in keys]
+        with pytest.raises(WatermarkRefusedError):
+            await advance(store, 1, B, key=keys[1])
+        server.gate = trio.Event()
+        marks = [store.advance(key, 2, 0, A, on_settled=lambda _: None) for key in keys]
+        await trio.testing.wait_all_tasks_blocked()
+        assert len(store._lanes) == 5
+        server.gate.set()
+        for mark in marks:
+            assert await mark.wait() is None
