@@ -51,6 +51,7 @@ class MarkTable:
         self.name = name
         self._table = Table(client, name, items.PARTITION, items.SORT)
         self._observer = observer
+        self.stage = ""
 
     async def open(self) -> bool:
         """Return once marks can be set; tells whether the table was made. Raises `WatermarkStoreError`."""
@@ -65,8 +66,8 @@ class MarkTable:
 
     @property
     def status(self) -> str:
-        """While it is opened: what DynamoDB says of the table, or why it says nothing."""
-        return self._table.status
+        """Before the store is ready: what is being done, or what DynamoDB says of the table, or why it says nothing."""
+        return self.stage or self._table.status
 
     async def _probe(self) -> None:
         """A put that is always refused: it shows that the role may put."""

@@ -207,3 +207,28 @@ async def test_what_stands_untold_was_not_raised(server: Dynamo, table: MarkTabl
     server.faults.append("ConditionalCheckFailedException")
     with pytest.raises(WatermarkStoreError, match="doesn't say what stands"):
         await table_admin.set_mark(table, BLOCK, 10, 0)
+
+
+async def test_a_busy_table_is_waited_for_when_marks_are_taken_over(
+    server: Dynamo, tmp_path: Path, autojump_clock: trio.testing.MockClock
+) -> None:
+    """A table with few write units, and a process that ends for it and starts again, would never get through."""
+    database = Database(tmp_path / FILE_NAME)
+    with database.transaction():
+        for number in range(6):
+            database.put(MarkKey(CHAIN, PublicKeyHash(Curve.P256, bytes([number]) * 20), Slot.BLOCK), Mark(50, 0))
+    database.close()
+
+    async def prepare(table: MarkTable, made: bool) -> None:
+        await table_admin.take_over_files(tmp_path, table, made)
+
+    store = DynamoWatermarks(server, "watermark", prepare=prepare)
+    async with trio.open_nursery() as nursery:
+        server.faults.extend(["", "", "", "", *["throttled"] * 50])  # it is made and probed, then busy
+        nursery.start_soon(store.run)
+        while "not open yet: taking marks over: watermark table watermark: no answer" not in store.failure:
+            await trio.sleep(0.01)
+        while store.failure:
+            await trio.sleep(1)
+        assert len(await table_admin.list_marks(MarkTable(server, "watermark"))) == 6
+        nursery.cancel_scope.cancel()
