@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -241,3 +242,37 @@ def answers(api: Api, path: str) -> bool:
     except OSError:
         return False
     return True
+
+
+def test_two_processes_never_sign_a_slot_twice(setup: Setup, server: tuple[str, Front], seed: int) -> None:
+    """As above through the whole signer: different messages of a level are asked of both, while the network fails."""
+    print(f"--seed {seed}")
+    url, front = server
+    chance = random.Random(seed)
+    (pkh,) = setup.generate("p256")
+    setup.environment = environment(url, setup.directory)
+    setup.nitro["storage"] = {"driver": "file", "config": str(setup.base_dir / "enclave_keys.json")}
+    setup.top["watermark"] = {"driver": "aws", "config": CREDENTIALS | {"write_timeout": 1.0}}
+    setup.write_config()
+    twin = setup.twin()
+    for one in (setup, twin):
+        one.start_signer()
+        wait_for(lambda one=one: one.api.sign(pkh, attestation(Curve.P256, 1))[0] == 200, "a signature")  # type: ignore[misc]
+    front.choose = lambda _: chance.choice(FAULTS) if chance.random() < 0.4 else ""
+    signed: dict[int, set[int]] = {}
+    statuses: dict[int, int] = {}
+
+    def caller(number: int) -> None:
+        for level in range(2, 2 + _LEVELS):
+            status, _ = (setup, twin)[number % 2].api.sign(pkh, attestation(Curve.P256, level, payload=number % 3))
+            statuses[status] = statuses.get(status, 0) + 1
+            if status == 200:
+                signed.setdefault(level, set()).add(number % 3)
+
+    with ThreadPoolExecutor(_CALLERS) as callers:
+        list(callers.map(caller, range(_CALLERS)))
+    front.choose = lambda _: ""
+    assert [level for level, payloads in signed.items() if len(payloads) > 1] == []
+    assert statuses.get(200), statuses
+    assert set(statuses) <= {200, 409, 502}, statuses
+    assert sum(front.met.get(fault, 0) for fault in FAULTS) > _LEVELS, front.met

@@ -157,6 +157,28 @@ async def test_two_conflicting_attestations_of_the_reference(server: Dynamo) -> 
         assert await advance(store, 11) is None
 
 
+class _Outrun(Dynamo):
+    """The reference signs other bytes under another name after our first look."""
+
+    async def call(
+        self, action: str, *, resource: str = "", deadline: float | None = None, **parameters: Any
+    ) -> dict[str, Any]:
+        try:
+            return await super().call(action, resource=resource, deadline=deadline, **parameters)
+        finally:
+            if self.actions.count("TransactWriteItems") == 1 and action == "TransactWriteItems":
+                assert reference_accepts(self, "attestation_with_dal", 10, 0)
+
+
+async def test_the_reference_signs_between_our_look_and_our_claim(server: Dynamo) -> None:
+    make_table(server)
+    put(server, "attestation", lvl={"N": "10"}, round={"N": "0"}, digest={"B": A})
+    async with opened(_Outrun()) as store:
+        with pytest.raises(WatermarkRefusedError, match="already signed with different data"):
+            await advance(store, 10, A)
+    assert found(server)["attestation_with_dal"]["digest"] == {"B": b"r" * 32}
+
+
 async def test_one_name_that_stands_higher_refuses_the_slot(server: Dynamo) -> None:
     make_table(server)
     put(server, "endorsement", lvl={"N": "20"}, round={"N": "1"})
