@@ -640,3 +640,16 @@ async def test_slots_in_memory_are_bounded(server: Dynamo, monkeypatch: pytest.M
         server.gate.set()
         for mark in marks:
             assert await mark.wait() is None
+
+
+@pytest.mark.parametrize(
+    "other", [Mark(5, 0, B, "sig"), Mark(5, 1, A, "sig"), Mark(6, 0, A, "sig"), Mark(4, 0, A, "sig")]
+)
+async def test_a_signature_is_stored_beside_its_own_mark_only(server: Dynamo, other: Mark) -> None:
+    """Also after a reset, when another signer may have signed other bytes at that place: its mark must stay."""
+    async with opened(server) as store:
+        await advance(store, 5)
+    (put_,) = items.remember(TABLE, KEY, other)
+    with pytest.raises(server.boto.exceptions.ConditionalCheckFailedException):
+        server.boto.put_item(**put_)
+    assert found(server)["attestation"] == {"lvl": {"N": "5"}, "round": {"N": "0"}, "digest": {"B": A}}
