@@ -18,6 +18,7 @@ from signer.tezos.keys import Curve, PublicKeyHash, digest_text
 from signer.watermark import dynamodb, items
 from signer.watermark.dynamodb import DynamoWatermarks
 from signer.watermark.interface import Mark, MarkKey, Slot, WatermarkRefusedError, WatermarkStoreError
+from signer.watermark.rules import Replay
 from tests.dynamo import Dynamo, dynamo
 
 PKH = PublicKeyHash(Curve.ED25519, bytes(20))
@@ -653,3 +654,14 @@ async def test_a_signature_is_stored_beside_its_own_mark_only(server: Dynamo, ot
     with pytest.raises(server.boto.exceptions.ConditionalCheckFailedException):
         server.boto.put_item(**put_)
     assert found(server)["attestation"] == {"lvl": {"N": "5"}, "round": {"N": "0"}, "digest": {"B": A}}
+
+
+def test_every_mark_of_a_slot_has_its_say() -> None:
+    """Not the highest alone: two of one place may be of different bytes, and one of them have the signature."""
+    signed = Mark(5, 0, A, "sig")
+    for marks in ([Mark(5, 0, A), signed], [signed, Mark(5, 0, A)], [Mark(4, 9, B), Mark(5, 0, A), signed]):
+        assert items.judge(KEY, marks, 5, 0, A) == Replay("sig")
+    for marks in ([Mark(5, 0, A), Mark(5, 0, B)], [Mark(5, 0, A), Mark(5, 0)], [signed, Mark(5, 0, B, "other")]):
+        for digest in (A, B):
+            with pytest.raises(WatermarkRefusedError):
+                items.judge(KEY, marks, 5, 0, digest)
