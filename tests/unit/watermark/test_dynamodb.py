@@ -13,9 +13,11 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from signer.aws import table as aws_table
+from signer.aws.client import AwsError
 from signer.errors import UnavailableError
 from signer.tezos.keys import Curve, PublicKeyHash, digest_text
 from signer.watermark import dynamodb, items
+from signer.watermark import table as mark_table
 from signer.watermark.dynamodb import DynamoWatermarks
 from signer.watermark.interface import Mark, MarkKey, Slot, WatermarkRefusedError, WatermarkStoreError
 from signer.watermark.rules import Replay
@@ -665,3 +667,34 @@ def test_every_mark_of_a_slot_has_its_say() -> None:
         for digest in (A, B):
             with pytest.raises(WatermarkRefusedError):
                 items.judge(KEY, marks, 5, 0, digest)
+
+
+async def test_a_signature_that_is_not_stored_yet_is_recalled_for_its_own_mark(server: Dynamo) -> None:
+    async with opened(server) as store:
+        await advance(store, 5)
+        server.faults.append("throttled")
+        store.remember(KEY, A, "sig")
+        await trio.testing.wait_all_tasks_blocked()
+        assert await store.recall(KEY, 5, 0, A) == "sig"
+        assert await store.recall(KEY, 6, 0, B) is None
+
+
+def test_busy_beside_a_fault_is_a_fault() -> None:
+    for other, busy in (("None", True), ("ValidationError", False)):
+        reasons = [{"Code": other}, {"Code": "TransactionConflict"}]
+        error = AwsError("x", code="TransactionCanceledException", response={"CancellationReasons": reasons})
+        assert mark_table._is_busy(error) is busy
+
+
+async def test_keys_of_another_type_and_replicas(server: Dynamo, capsys: pytest.CaptureFixture[str]) -> None:
+    described = {
+        "KeySchema": [{"AttributeName": "idx", "KeyType": "HASH"}, {"AttributeName": "request", "KeyType": "RANGE"}],
+        "AttributeDefinitions": [{"AttributeName": name, "AttributeType": "S"} for name in ("idx", "request")],
+        "Replicas": [{"RegionName": "eu-central-1"}],
+    }
+    table = aws_table.Table(server, TABLE, "idx", "request")
+    table._check(described)
+    assert "this is a global table" in capsys.readouterr().out
+    described["AttributeDefinitions"][1]["AttributeType"] = "N"
+    with pytest.raises(aws_table.TableError, match="request .N."):
+        table._check(described)
