@@ -1,7 +1,7 @@
 """The nursery: what runs, in what order it starts and stops.
 
     service
-    ├── watermark store        started first, closed last
+    ├── watermark store        started first, closed last; one that is slow to open keeps nobody waiting
     ├── utility server         up early: health says what is still missing
     ├── built-in proxies       before the vaults: an enclave reaches KMS through them
     ├── vaults                 each connects, loads its keys, keeps its link up by itself
@@ -57,7 +57,9 @@ __all__ = ["ListedKey", "Serving", "listed_keys", "open_vaults", "serve"]
 
 _UTILITY_BODY = 4096  # bytes; nothing there takes a body
 _MARKS_INTERVAL = 1.0  # seconds between two looks at the watermark store's state
-_START_PATIENCE = 2.5  # seconds for a vault to start, as long as a caller waits; then the signing API opens without it
+_START_PATIENCE = (
+    2.5  # seconds for the marks, and for a vault, to start, as long as a caller waits; then the next begins
+)
 _KMS_SIGNERS = 32  # signatures asked of KMS at once; each occupies a thread
 _LISTENING = {"utility server": "Utility HTTP server", "signing API": "HTTP server"}  # the reference's log texts
 
@@ -188,6 +190,7 @@ class _Service:
             metrics=self._metrics,
         )
         self._serving = False
+        self._marks_open = trio.Event()
         self._start = trio.CancelScope()
         self._started = False
         self.reloader = None if load is None else self._build_reloader(load, notifier)
@@ -243,14 +246,20 @@ class _Service:
                 limits = self._limits(server.max_body_bytes)
                 async with self._listening(self._signing_api(), server.address, limits, "signing API") as url:
                     self._serving = self._started = True
-                    self._announcer.listening()
                     if on_ready is not None:
                         await on_ready(Serving(url, utility_url, listed_keys(self._settings, self._vaults)))
-                    async with _running(*([] if self.reloader is None else [self.reloader.run])):
+                    reloader = [] if self.reloader is None else [self.reloader.run]
+                    async with _running(self._announce, *reloader):
                         await self._stopping.wait()
                     self._serving = False  # before the listener closes, so that a probe can see it
                 with trio.move_on_after(server.shutdown_timeout):
                     await self._signing.drain()
+
+    async def _announce(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
+        """The signing API listens; without marks nobody is told that it is ready."""
+        task_status.started()
+        await self._marks_open.wait()
+        self._announcer.listening()
 
     async def _run_vault(
         self, name: str, *, no_list: bool, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED
@@ -336,9 +345,26 @@ class _Service:
                 stop.set()
 
     async def _keep_marks(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
-        """The watermark store; it meets its own faults, and what ends it ends the process (`signer.supervise`)."""
+        """The watermark store; it meets its own faults, and what ends it ends the process (`signer.supervise`).
+
+        One that is slow to open, as a table that doesn't answer, holds up no server: health says what is missing, and
+        what needs a mark gets an error.
+        """
         try:
-            async with _running(self._marks.run):
+            async with open_nursery() as nursery:
+
+                async def begin() -> None:
+                    await nursery.start(self._marks.run)
+                    self._marks_open.set()
+
+                nursery.start_soon(begin)
+                with trio.move_on_after(_START_PATIENCE) as patience:
+                    await self._marks_open.wait()
+                if patience.cancelled_caught:
+                    logger.warning(
+                        "the watermark store is slow to open; no block or attestation is signed until it is",
+                        detail=self._marks.failure,
+                    )
                 self._note_marks()
                 task_status.started()
                 while True:

@@ -144,7 +144,7 @@ class Call:
 def answered(call: Call, response: Mapping[str, Any], *, operation: str = "") -> AwsError:
     """The error for an answer that is none; *operation* where it belongs to another call (of the credentials)."""
     error = response.get("Error") or {}
-    code, message = str(error.get("Code") or ""), _one_line(str(error.get("Message") or ""))
+    code, message = str(error.get("Code") or ""), _one_line(_without_request(str(error.get("Message") or "")))
     status = (response.get("ResponseMetadata") or {}).get("HTTPStatusCode") or 0
     repeat = status >= 500 or status == 429 or code in _THROTTLED or code in _BROKEN
     if operation and operation != call.action:
@@ -236,6 +236,11 @@ def _region_of(resource: str) -> str:
     """The region in an ARN, "" in anything else."""
     parts = resource.split(":", 5)
     return parts[3] if len(parts) == 6 and parts[0] == "arn" else ""
+
+
+def _without_request(message: str) -> str:
+    """*message* less the request that some services repeat in it: its headers hold the session token."""
+    return message.partition("The Canonical String")[0].strip()
 
 
 def _one_line(text: str) -> str:

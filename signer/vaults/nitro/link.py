@@ -195,6 +195,10 @@ class EnclaveLink:
             self._progress(line)
         self.notify()
 
+    def kept_from_starting(self, why: str) -> None:
+        """What comes before `run` has failed, and is tried again."""
+        self._failed(why)
+
     def notify(self) -> None:
         """Wake everybody who waits for a change."""
         self.changed.set()

@@ -20,7 +20,7 @@ from typing import Protocol
 
 import trio
 
-from signer.errors import ConfigurationError, SignerError
+from signer.errors import ConfigurationError, SignerError, UnavailableError
 from signer.files import give_to_owner_of, write_durably
 from signer.tezos.keys import PublicKeyHash
 
@@ -34,6 +34,12 @@ FileStamp = tuple[int, int, int] | None
 
 class StorageError(ConfigurationError):
     """The blobs cannot be read or written, or are damaged; the text names their place and says what to do."""
+
+
+class StorageAwayError(StorageError, UnavailableError):
+    """The storage is out of reach, or refuses; that may pass without a change here. A new key may have been stored."""
+
+    status = 502
 
 
 class KeyExistsError(SignerError):
@@ -68,7 +74,10 @@ class KeyStorage(Protocol):
         """All entries, in the order in which they are listed."""
 
     async def open(self) -> None:
-        """Make what is missing, and find out whether the storage can be used; called once, first."""
+        """Make what is missing, and find out whether the storage can be used; called first.
+
+        Raises `StorageAwayError` where it is worth to be called again.
+        """
 
     async def append(self, key: PublicKeyHash, blob: bytes) -> None:
         """Add an entry durably; never changes one. Raises `KeyExistsError` for a key that is there."""

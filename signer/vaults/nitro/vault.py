@@ -20,11 +20,13 @@ from signer.vaults.nitro.blobs import Blobs
 from signer.vaults.nitro.credentials import CredentialsProvider
 from signer.vaults.nitro.discovery import Locator
 from signer.vaults.nitro.link import Connect, EnclaveLink, Timeouts
-from signer.vaults.nitro.storage import KeyStorage
+from signer.vaults.nitro.pace import Pace
+from signer.vaults.nitro.storage import KeyStorage, StorageAwayError
 
 KIND = "NitroEnclave"
 WATCH_INTERVAL = 1.0  # seconds between two looks at the key storage
 SILENCE = 1.0  # seconds without any reply, though some are due, after which the vault is not ready
+_OPENING = Pace(1.0, 10.0)  # between two tries to open a key storage that is away: a key serves soon after it is back
 
 __all__ = ["KIND", "NitroVault", "Timeouts"]
 
@@ -130,12 +132,28 @@ class NitroVault:
         await self._link.wait_settled(trio.current_time() + self.patience)
 
     async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
-        await self._blobs.open()
+        reported = await self._open(task_status)
         self._list()
         async with trio.open_nursery() as nursery:
             nursery.start_soon(self._watch)
             await nursery.start(self._link.run)
-            task_status.started()
+            if not reported:
+                task_status.started()
+
+    async def _open(self, task_status: trio.TaskStatus[None]) -> bool:
+        """Read the key storage, however long it is away; returns whether that had to be reported as the start."""
+        began, reported = trio.current_time(), False
+        while True:
+            try:
+                await self._blobs.open()
+            except StorageAwayError as exc:
+                self._link.kept_from_starting(str(exc))
+                if not reported:
+                    task_status.started()
+                    reported = True
+                await trio.sleep(_OPENING.pause(trio.current_time() - began))
+            else:
+                return reported
 
     async def _watch(self) -> None:
         """Follow what other processes do to the key storage."""

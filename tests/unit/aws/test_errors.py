@@ -93,6 +93,16 @@ def test_a_refusal_of_the_credentials_names_what_was_refused() -> None:
     assert "the role needs kms:Sign" not in str(error)
 
 
+def test_the_request_that_a_service_repeats_is_not_shown() -> None:
+    """Some answer a wrong signature with all that they computed it from, the session token among it."""
+    request = "The Canonical String for this request should have been 'POST\n/\n\nx-amz-security-token:TOKEN"
+    for code, operation in (("InvalidSignatureException", ""), ("SignatureDoesNotMatch", "AssumeRole")):
+        error = answered(CALL, refusal(code, f"It does not match.\n\n{request}"), operation=operation)
+        assert "It does not match." in str(error)
+        assert "TOKEN" not in str(error)
+        assert "Canonical" not in str(error)
+
+
 def test_stale_credentials_are_told_from_a_denial() -> None:
     stale = ("ExpiredTokenException", "UnrecognizedClientException", "InvalidSignatureException")
     assert all(answered(CALL, refusal(code)).stale for code in stale)

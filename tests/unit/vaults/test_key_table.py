@@ -162,3 +162,27 @@ async def test_an_emptied_table_costs_no_key_that_serves(server: Dynamo, nursery
             "PutItem", TableName="encrypted_keys", Item={"pkh": {"S": str(second.hash)}, "value": {"B": b""}}
         )
         await vault.reload()
+
+
+@pytest.mark.parametrize("fault", ["throttled", "AccessDeniedException"])
+async def test_a_table_that_is_away_at_the_start_is_asked_until_it_is_back(
+    server: Dynamo, table: KeyTable, nursery: trio.Nursery, autojump_clock: trio.testing.MockClock, fault: str
+) -> None:
+    """The vault says so, and has started: whatever else the signer has doesn't wait for it."""
+    enclave = FakeEnclave(nursery)
+    async with running(table, enclave) as vault:
+        made = await vault.generate(Curve.ED25519)
+    server.faults.extend([fault] * 1000)
+    began = trio.current_time()
+    async with running(KeyTable(server, "encrypted_keys"), enclave) as vault:
+        assert trio.current_time() - began < 1
+        for _ in range(3):
+            assert not vault.ready
+            assert "cannot open DynamoDB table encrypted_keys" in vault.health().detail
+            await trio.sleep(200)
+            assert trio.current_time() - vault.last_sign_of_life < 15
+        server.faults.clear()
+        await trio.sleep(15)
+        await vault.wait_for(made.hash, trio.current_time() + 5)
+        assert vault.ready
+        assert list(vault.keys()) == [made.hash]
