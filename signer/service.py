@@ -57,9 +57,7 @@ __all__ = ["ListedKey", "Serving", "listed_keys", "open_vaults", "serve"]
 
 _UTILITY_BODY = 4096  # bytes; nothing there takes a body
 _MARKS_INTERVAL = 1.0  # seconds between two looks at the watermark store's state
-_START_PATIENCE = (
-    2.5  # seconds for the marks, and for a vault, to start, as long as a caller waits; then the next begins
-)
+_START_PATIENCE = 2.5  # seconds, as long as a caller waits, for marks or a vault to start; then the next ones begin
 _KMS_SIGNERS = 32  # signatures asked of KMS at once; each occupies a thread
 _LISTENING = {"utility server": "Utility HTTP server", "signing API": "HTTP server"}  # the reference's log texts
 
