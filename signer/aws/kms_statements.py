@@ -27,6 +27,9 @@ KEY_ACTIONS = tuple(f"kms:{name}" for name in _NAMES.split())
 _ATTESTATION = "kms:recipientattestation:"  # lower case: condition keys ignore it
 _TWO_WAYS = ("Action", "Principal", "Resource")  # each of them has a Not... beside it
 _ELEMENTS = ("Sid", "Effect", "Condition", *_TWO_WAYS, *(f"Not{name}" for name in _TWO_WAYS))
+_DOCUMENT = ("Version", "Id", "Statement")
+_VERSIONS = ("2008-10-17", "2012-10-17")  # without one it is the first
+_KINDS = ("AWS", "CanonicalUser", "Federated", "Service")
 _ROOT_ARN = re.compile(r"arn:[a-z-]+:iam::(\d{12}):root")
 _SESSION_ARN = re.compile(r"arn:([a-z-]+):sts::(\d{12}):assumed-role/([^/]+)/.+")
 _ROLE_ARN = re.compile(r"arn:([a-z-]+):iam::(\d{12}):role/(?:.+/)?([^/]+)")
@@ -183,6 +186,11 @@ def parse_policy(text: str) -> list[Statement]:
         return parse_policy(document["Policy"])
     if not isinstance(document, dict) or "Statement" not in document:
         raise PolicyFormatError("the policy has no Statement: give the document itself, not what is around it")
+    unknown = [name for name in document if name not in _DOCUMENT]
+    if unknown:
+        raise PolicyFormatError(f"the policy has {unknown[0]}, which is no element of a policy (case counts)")
+    if document.get("Version", _VERSIONS[0]) not in _VERSIONS:
+        raise PolicyFormatError(f"Version has to be {_VERSIONS[-1]}: it names the language, not this policy")
     statements = document["Statement"]
     if isinstance(statements, dict):
         statements = [statements]
@@ -213,9 +221,16 @@ def _statement(index: int, entry: object) -> Statement:
     for name in _TWO_WAYS:
         if name in entry and f"Not{name}" in entry:
             raise PolicyFormatError(f"{where} has both {name} and Not{name}")
-    for name in ("Action", "Principal"):
-        if name not in entry and f"Not{name}" not in entry:
-            raise PolicyFormatError(f"{where} has no {name}")
+    found = _read_statement(index, where, entry)
+    # An element that names nobody or nothing counts as none: an empty Not... would mean everybody, everything.
+    if not found.principals and not found.not_principals:
+        raise PolicyFormatError(f"{where} has no Principal")
+    if not found.actions and not found.not_actions:
+        raise PolicyFormatError(f"{where} has no Action")
+    return found
+
+
+def _read_statement(index: int, where: str, entry: Mapping[str, object]) -> Statement:
     return Statement(
         index=index,
         sid=str(entry.get("Sid", "")),
@@ -237,7 +252,10 @@ def _principals(where: str, value: object) -> tuple[Principal, ...]:
         return tuple(Principal("AWS", one) for one in _texts(where, "Principal", value))
     if not isinstance(value, Mapping):
         raise PolicyFormatError(f'{where}: Principal has to be "*", or an object such as {{"AWS": "arn:..."}}')
-    return tuple(Principal(str(kind), one) for kind, some in value.items() for one in _texts(where, "Principal", some))
+    unknown = [kind for kind in value if kind not in _KINDS]
+    if unknown:
+        raise PolicyFormatError(f"{where}: Principal has {unknown[0]}, it takes {', '.join(_KINDS)} (case counts)")
+    return tuple(Principal(kind, one) for kind, some in value.items() for one in _texts(where, "Principal", some))
 
 
 def _conditions(where: str, value: object) -> Iterator[Condition]:

@@ -854,11 +854,31 @@ def test_patterns(pattern: str, covered: bool) -> None:
         ('{"Statement": {"Effect": "Allow", "Principal": "*", "Action": [null]}}', "Action has to be a text"),
         ('{"Statement": {"Effect": "Allow", "Principal": "*", "Action": "*", "Condition": []}}', "Condition has to be"),
         ('{"Statement": {"Effect": "Allow", "Principal": "*", "Action": "*", "Condition": {"Bool": 1}}}', "Condition"),
+        ('{"Version": "2025-01-01", "Statement": {}}', "Version has to be 2012-10-17"),
+        ('{"Version": 2012, "Statement": {}}', "Version has to be 2012-10-17"),
+        ('{"version": "2012-10-17", "Statement": {}}', "version, which is no element of a policy"),
+        ('{"Statement": {"Effect": "Allow", "Principal": {"aws": "*"}, "Action": "*"}}', "Principal has aws, it takes"),
+        # What names nothing: KMS refuses it, and an empty Not... would be everything.
+        *(
+            (
+                f'{{"Statement": {{"Effect": "Allow", "{name}": {nobody}, "Action": "*"}}}}',
+                "statement 1 has no Principal",
+            )
+            for name in ("Principal", "NotPrincipal")
+            for nobody in ("null", "[]", "{}", '{"AWS": []}')
+        ),
+        ('{"Statement": {"Effect": "Allow", "Principal": "*", "Action": []}}', "statement 1 has no Action"),
+        ('{"Statement": {"Effect": "Allow", "Principal": "*", "NotAction": []}}', "statement 1 has no Action"),
     ],
 )
 def test_what_is_no_policy(text: str, reason: str) -> None:
     with pytest.raises(PolicyFormatError, match=reason):
         parse_policy(text)
+
+
+@pytest.mark.parametrize("more", [{}, {"Version": "2008-10-17", "Id": "default"}, {"Version": "2012-10-17"}])
+def test_what_stands_around_the_statements(more: Json) -> None:
+    assert len(parse_policy(json.dumps({**more, "Statement": GOOD}))) == len(GOOD)
 
 
 def test_one_statement_needs_no_list() -> None:
