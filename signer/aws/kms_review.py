@@ -9,6 +9,7 @@ from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
 
+from signer.aws.kms_callers import met_by_role
 from signer.aws.kms_conditions import (
     Harm,
     allow_faults,
@@ -28,9 +29,6 @@ _SENSITIVE = {*SECRET_ACTIONS, *POWER_ACTIONS, "kms:Encrypt"}
 _PRINT_ONE = "signer kms-policy prints a policy that has it"
 _NEEDED = ("kms:Encrypt", "kms:PutKeyPolicy")  # without the one no new key, without the other no new image
 _ONLY_ATTESTED = "allow it to the parent's role only, with StringEqualsIgnoreCase on kms:RecipientAttestation:PCR0"
-
-
-_POSITIVE_ON_ARN = ("arnequals", "arnlike", "stringequals", "stringlike")
 
 
 class Severity(StrEnum):
@@ -238,7 +236,7 @@ class _Judge:
                 text,
                 "leave that to administrators, and deny it to the parent's role",
             )
-        elif self._roles and not refused and _hands_over(statement, self._roles):
+        elif not refused and any(_hands_over(statement, role) for role in self._roles):
             open_ = [one for one in power if not self._refused_to_role(one)]
             text = f"{_listed(open_)} for the account: an IAM policy can give it to the parent's role"
             advice = "deny it to the parent's role in this policy, or name administrators"
@@ -422,26 +420,14 @@ def _weak_binding(bound: Mapping[str, set[str]]) -> tuple[str, Severity]:
 
 def _denies_outright(statement: Statement, role: str) -> bool:
     """Whether a Deny meets every request of *role*."""
-    if statement.resources != ("*",):
-        return False
-    if not statement.conditions:
-        return statement.covers_everyone or _is_role(statement.principals, role, sessions=False)
-    if len(statement.conditions) > 1 or not statement.covers_everyone:
-        return False
-    (one,) = statement.conditions
-    names_principals = one.key.lower() == "aws:principalarn" and one.base in _POSITIVE_ON_ARN
-    return names_principals and role in one.values
+    named = statement.covers_everyone or _is_role(statement.principals, role, sessions=False)
+    return named and statement.resources == ("*",) and all(met_by_role(one, role) for one in statement.conditions)
 
 
-def _hands_over(statement: Statement, roles: Collection[str]) -> bool:
-    """Whether IAM policies of the account count for *roles*: its root is named, and no condition means others only."""
-    who = [one for one in statement.conditions if one.key.lower() in ("aws:principalarn", "aws:principaltype")]
-    limited = any(not (one.is_negated or one.if_exists or _means(one.values, roles)) for one in who)
-    return any(one.is_account for one in statement.principals) and not limited
-
-
-def _means(values: Iterable[str], roles: Collection[str]) -> bool:
-    return any("*" in value or value in roles for value in values)
+def _hands_over(statement: Statement, role: str) -> bool:
+    """Whether IAM policies of the account count for *role*: its root is named, and no condition means others only."""
+    excluded = any(met_by_role(one, role) is False for one in statement.conditions)
+    return any(one.is_account for one in statement.principals) and not excluded
 
 
 def _is_role(principals: Iterable[Principal], role: str, *, sessions: bool = True) -> bool:

@@ -173,7 +173,7 @@ class Statement:
         if self.not_actions:
             return ["NotAction"]
         wanted = list(actions)
-        return [pattern for pattern in self.actions if any(_matches(pattern, one) for one in wanted)]
+        return [pattern for pattern in self.actions if any(matches(pattern, one) for one in wanted)]
 
 
 def parse_policy(text: str) -> list[Statement]:
@@ -275,12 +275,11 @@ def _texts(where: str, element: str, value: object) -> tuple[str, ...]:
 
 
 def _any_matches(patterns: Iterable[str], action: str) -> bool:
-    return any(_matches(pattern, action) for pattern in patterns)
+    return any(matches(pattern, action) for pattern in patterns)
 
 
-def _matches(pattern: str, action: str) -> bool:
-    """Whether *pattern*, in which * and ? are wildcards, is met by *action*; both ignore case."""
-    expression = fnmatch.translate(
-        pattern.replace("[", "[[]")
-    )  # without the backtracking of many ".*"; [ is no wildcard
-    return re.match(expression, action, re.IGNORECASE) is not None
+def matches(pattern: str, text: str, *, ignore_case: bool = True) -> bool:
+    """Whether *pattern*, in which * and ? are wildcards, is met by *text*."""
+    # fnmatch has no backtracking of many ".*"; its [ is no wildcard here.
+    expression = fnmatch.translate(pattern.replace("[", "[[]"))
+    return re.match(expression, text, re.IGNORECASE if ignore_case else 0) is not None

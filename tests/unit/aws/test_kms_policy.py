@@ -467,6 +467,10 @@ def test_power_of_the_role_is_not_held_by_a_deny_for_another() -> None:
     for refusal in (
         deny("kms:PutKeyPolicy", ROLE),
         deny("kms:P*", "*", Condition={"ArnEquals": {"aws:PrincipalArn": ROLE}}),
+        deny("kms:P*", "*", Condition={"ArnLike": {"aws:PrincipalArn": "arn:aws:iam::*:role/signatory-*"}}),
+        deny("kms:P*", "*", Condition={"ArnNotEquals": {"aws:PrincipalArn": ADMIN}}),
+        deny("kms:P*", ROLE, Condition={"ArnNotEquals": {"aws:PrincipalArn": ADMIN}}),
+        deny("kms:P*", "*", Condition={"StringEquals": {"aws:PrincipalArn": ROLE, "kms:CallerAccount": ACCOUNT}}),
     ):
         (found,) = findings([*GOOD, power, refusal])
         assert found.severity is W
@@ -496,10 +500,31 @@ def test_power_through_iam_is_denied_to_each_role() -> None:
         ({"ArnLike": {"aws:principalarn": [ROOT, ADMIN]}}, True),
         ({"StringEquals": {"aws:PrincipalType": "Account"}}, True),
         ({"ArnNotEquals": {"aws:PrincipalArn": ADMIN}}, False),
-        ({"ArnEqualsIfExists": {"aws:PrincipalArn": ADMIN}}, False),
+        ({"ArnEqualsIfExists": {"aws:PrincipalArn": ADMIN}}, True),  # the key always exists
         ({"ArnLike": {"aws:PrincipalArn": [ADMIN, f"arn:aws:iam::{ACCOUNT}:role/*"]}}, False),
         ({"ArnEquals": {"aws:PrincipalArn": [ADMIN, ROLE]}}, False),
         ({"Bool": {"aws:MultiFactorAuthPresent": "true"}}, False),
+        ({"StringEquals": {"aws:PrincipalType": "AssumedRole"}}, False),
+        ({"StringEquals": {"aws:PrincipalType": ["User", "Account"]}}, True),
+        ({"StringNotEquals": {"aws:PrincipalType": "AssumedRole"}}, True),
+        ({"StringLike": {"aws:PrincipalArn": f"{ROLE[:-1]}?"}}, False),
+        ({"StringEquals": {"aws:PrincipalArn": f"{ROLE[:-1]}?"}}, True),
+        ({"StringEqualsIgnoreCase": {"aws:PrincipalArn": ROLE.upper()}}, False),
+        ({"StringEquals": {"aws:PrincipalArn": ROLE.upper()}}, True),
+        ({"StringLike": {"aws:PrincipalArn": ROLE.upper()}}, True),
+        ({"ArnLike": {"aws:PrincipalArn": ROLE.upper()}}, True),
+        ({"ArnNotLike": {"aws:PrincipalArn": f"arn:aws:iam::{ACCOUNT}:role/signatory-*"}}, True),
+        ({"ArnLike": {"aws:PrincipalArn": "arn:aws:iam::*:role/signatory-*"}}, False),
+        ({"ArnLike": {"aws:PrincipalArn": "arn:aws:iam::*signatory-nitro-role"}}, True),  # of six parts each by itself
+        ({"StringLike": {"aws:PrincipalArn": "arn:aws:iam::*signatory-nitro-role"}}, False),
+        ({"Null": {"aws:PrincipalArn": "false"}}, False),
+        ({"Null": {"aws:PrincipalArn": "true"}}, True),
+        ({"Null": {"aws:PrincipalArn": ["true", "false"]}}, False),
+        ({"StringEquals": {"aws:PrincipalArn": "${aws:PrincipalTag/arn}"}}, False),
+        ({"NumericEquals": {"aws:PrincipalAccount": ACCOUNT}}, False),
+        ({"StringEquals": {"aws:PrincipalAccount": ACCOUNT}}, False),
+        ({"StringEquals": {"kms:CallerAccount": "444455556666"}}, True),
+        ({"ArnLike": {"aws:PrincipalArn": "*"}, "StringEquals": {"aws:PrincipalType": "User"}}, True),
     ],
 )
 def test_whether_iam_policies_count_for_the_role(condition: Json, limited: bool) -> None:
@@ -513,6 +538,9 @@ def test_whether_iam_policies_count_for_the_role(condition: Json, limited: bool)
         ("*", {"ArnNotEquals": {"aws:PrincipalArn": ROLE}}),
         ("*", {"ArnEquals": {"aws:SourceArn": ROLE}}),
         ("*", {"ArnEquals": {"aws:PrincipalArn": ADMIN}}),
+        ("*", {"ArnLike": {"aws:PrincipalArn": "*"}}),
+        ("*", {"StringEquals": {"aws:PrincipalArn": "*"}}),
+        ("*", {"StringNotEquals": {"aws:PrincipalArn": "${aws:PrincipalTag/admin}"}}),
         ("*", {"ArnEquals": {"aws:PrincipalArn": ROLE}, "Bool": {"aws:MultiFactorAuthPresent": "false"}}),
         (ADMIN, {"ArnEquals": {"aws:PrincipalArn": ROLE}}),
         (ROLE, {"Bool": {"aws:MultiFactorAuthPresent": "false"}}),
@@ -521,6 +549,22 @@ def test_whether_iam_policies_count_for_the_role(condition: Json, limited: bool)
 def test_a_deny_that_the_role_can_pass(who: str, condition: Json) -> None:
     refusal = deny("kms:PutKeyPolicy", who, Condition=condition)
     assert [one.severity for one in findings([*GOOD, allow("kms:PutKeyPolicy"), refusal])] == [E]
+
+
+@pytest.mark.parametrize(
+    ("who", "condition", "limited"),
+    [
+        (f"arn:aws:sts::{ACCOUNT}:assumed-role/x/i-1", {"StringEquals": {"aws:PrincipalType": "AssumedRole"}}, False),
+        (f"arn:aws:sts::{ACCOUNT}:assumed-role/x/i-1", {"StringEquals": {"aws:PrincipalArn": ADMIN}}, False),
+        (f"arn:aws:iam::{ACCOUNT}:user/x", {"StringEquals": {"aws:PrincipalType": "AssumedRole"}}, True),
+        (f"arn:aws:iam::{ACCOUNT}:user/x", {"StringEquals": {"aws:PrincipalArn": ADMIN}}, True),
+        ("AROAIOSFODNN7EXAMPLE", {"StringEquals": {"aws:PrincipalType": "AssumedRole"}}, False),
+    ],
+)
+def test_whether_iam_policies_count_for_who_is_no_role(who: str, condition: Json, limited: bool) -> None:
+    decrypt = allow("kms:Decrypt", who, Condition=when("StringEquals"))
+    found = findings([allow("kms:PutKeyPolicy", ROOT, Condition=condition), decrypt, HOLD])
+    assert any("for the account: an IAM policy" in one.text for one in found) is not limited
 
 
 def test_one_of_several() -> None:
