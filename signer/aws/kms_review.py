@@ -236,11 +236,19 @@ class _Judge:
                 text,
                 "leave that to administrators, and deny it to the parent's role",
             )
-        elif not refused and any(_hands_over(statement, role) for role in self._roles):
+        elif not refused and self._hands_over(statement):
             open_ = [one for one in power if not self._refused_to_role(one)]
             text = f"{_listed(open_)} for the account: an IAM policy can give it to the parent's role"
             advice = "deny it to the parent's role in this policy, or name administrators"
             yield Finding(Severity.WARNING, statement.name, text, advice)
+
+    def _hands_over(self, statement: Statement) -> bool:
+        """Whether an Allow names the account, so that IAM policies count, and no condition keeps them from the role."""
+        for account in (one for one in statement.principals if one.is_account):
+            roles = self._roles or [f"{account.value.removesuffix('root')}role/?"]  # any, where none is known
+            if any(all(met_by_role(one, role) is not False for one in statement.conditions) for role in roles):
+                return True
+        return False
 
     def _of_useless_conditions(self, statement: Statement) -> Iterator[Finding]:
         """A condition on the attestation, for actions that take no document."""
@@ -422,12 +430,6 @@ def _denies_outright(statement: Statement, role: str) -> bool:
     """Whether a Deny meets every request of *role*."""
     named = statement.covers_everyone or _is_role(statement.principals, role, sessions=False)
     return named and statement.resources == ("*",) and all(met_by_role(one, role) for one in statement.conditions)
-
-
-def _hands_over(statement: Statement, role: str) -> bool:
-    """Whether IAM policies of the account count for *role*: its root is named, and no condition means others only."""
-    excluded = any(met_by_role(one, role) is False for one in statement.conditions)
-    return any(one.is_account for one in statement.principals) and not excluded
 
 
 def _is_role(principals: Iterable[Principal], role: str, *, sessions: bool = True) -> bool:

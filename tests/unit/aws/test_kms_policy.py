@@ -480,8 +480,25 @@ def test_power_of_the_role_is_not_held_by_a_deny_for_another() -> None:
 
 
 def test_the_account_is_no_role() -> None:
-    through_iam = [allow("kms:PutKeyPolicy", ROOT), ENCRYPT, DECRYPT | {"Principal": {"AWS": ROOT}}, HOLD]
+    through_iam = [ADMINISTER, ENCRYPT, DECRYPT | {"Principal": {"AWS": ROOT}}, HOLD]
     assert findings(through_iam) == []
+
+
+@pytest.mark.parametrize(
+    ("account", "condition", "handed"),
+    [
+        (ROOT, {}, True),
+        (ACCOUNT, {}, True),
+        (ROOT, {"ArnLike": {"aws:PrincipalArn": f"arn:aws:iam::{ACCOUNT}:role/*"}}, True),
+        (ACCOUNT, {"ArnEquals": {"aws:PrincipalArn": ROOT}}, True),  # of which partition the text doesn't tell
+        (ROOT, {"ArnEquals": {"aws:PrincipalArn": ROOT}}, False),
+    ],
+)
+def test_power_through_iam_where_nobody_knows_the_role(account: str, condition: Json, handed: bool) -> None:
+    power = allow("kms:PutKeyPolicy", account, Condition=condition)
+    for who in (ROOT, "*"):
+        found = findings([power, ENCRYPT, DECRYPT | {"Principal": {"AWS": who}}, HOLD])
+        assert any("kms:PutKeyPolicy for the account" in one.text for one in found) is handed
 
 
 def test_power_through_iam_is_denied_to_each_role() -> None:
