@@ -296,29 +296,43 @@ class _Judge:
     # -- Deny
 
     def _of_deny(self, statement: Statement) -> Iterator[Finding]:
-        secret = [one for one in SECRET_ACTIONS if one in statement.covered]
-        attested = [one for one in ATTESTED_ACTIONS if one in statement.covered]
         if statement.not_principals:
             text = "NotPrincipal in a Deny: those named pass it, and the sessions of a role are hard to name"
             yield Finding(Severity.WARNING, statement.name, text, 'write "Principal": "*" with conditions')
-        if attested and not statement.conditions and self._concerns_enclave(statement):
-            text = f"{_listed(attested)} is denied without a condition: the enclave can't open its keys"
+        needed = [one for one in ATTESTED_ACTIONS if one in statement.covered and self._is_needed(one)]
+        if needed and self._shuts_out(statement):
+            text = f"{_listed(needed)} is denied whatever the document: the enclave can't open its keys"
             yield Finding(Severity.ERROR, statement.name, text, f"take it out, or {_ONLY_UNATTESTED}")
-        if not statement.attestation or not secret:
-            return
+        if statement.attestation:
+            yield from self._of_attested_deny(statement)
+
+    def _of_attested_deny(self, statement: Statement) -> Iterator[Finding]:
         always = [one for one in _NEEDED if one in statement.covered]
         if always and not needs_document(statement):
             text = f"{_listed(always)} ({_written(statement, always)}): no attestation document goes with it, so it is "
             text += "denied always"
             yield Finding(Severity.ERROR, statement.name, text, f"name {', '.join(SECRET_ACTIONS)} only")
+        secret = [one for one in SECRET_ACTIONS if one in statement.covered]
+        if not secret:
+            return
         for fault in deny_faults(statement):
             yield Finding(Severity.ERROR, statement.name, fault.text, fault.advice)
         if not statement.covers_everyone and not statement.not_principals:
             text = f"the Deny speaks of {_who(statement)} only: everybody else passes it"
             yield Finding(Severity.WARNING, statement.name, text, 'write "Principal": "*"')
 
-    def _concerns_enclave(self, statement: Statement) -> bool:
-        return statement.covers_everyone or any(_is_role(statement.principals, role) for role in self._roles)
+    def _is_needed(self, action: str) -> bool:
+        """Whether an enclave calls it: Decrypt each one does, data keys are made where an Allow lets it."""
+        return action == "kms:Decrypt" or any(action in one.covered for one in self._bound)
+
+    def _shuts_out(self, statement: Statement) -> bool:
+        """Whether a Deny meets every request of the enclave, with a document or without."""
+        if statement.conditions:
+            return any(_denies_outright(statement, role) for role in self._roles)
+        accounts = {Principal("AWS", role).account for role in self._roles} or {self._expected.account}
+        of_account = any(one.is_account and one.account in accounts for one in statement.principals)
+        of_role = any(_is_role(statement.principals, role) for role in self._roles)
+        return statement.covers_everyone or of_account or of_role
 
     # -- the policy as a whole
 

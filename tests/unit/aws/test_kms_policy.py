@@ -10,6 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from signer.aws.kms_policy import (
+    ATTESTED_ACTIONS,
     POWER_ACTIONS,
     REGISTERS,
     SECRET_ACTIONS,
@@ -329,8 +330,40 @@ BAD: dict[str, tuple[Severity, str, list[Json]]] = {
         "NotPrincipal in a Deny",
         [*GOOD[:3], {"NotPrincipal": {"AWS": ROLE}, **{k: v for k, v in HOLD.items() if k != "Principal"}}],
     ),
-    "a Deny of everything": (E, "denied without a condition", [*GOOD, deny("kms:Decrypt")]),
-    "a Deny of the enclave's role": (E, "denied without a condition", [*GOOD, deny("kms:*", ROLE)]),
+    "a Deny of everything": (E, "denied whatever the document", [*GOOD, deny("kms:Decrypt")]),
+    "a Deny of the enclave's role": (E, "denied whatever the document", [*GOOD, deny("kms:*", ROLE)]),
+    "a Deny of the account": (E, "kms:Decrypt is denied whatever the document", [*GOOD, deny("kms:Decrypt", ROOT)]),
+    "a Deny of the account's number": (E, "denied whatever the document", [*GOOD, deny("kms:Decrypt", ACCOUNT)]),
+    "a Deny of the account, whoever decrypts": (
+        E,
+        "denied whatever the document",
+        [ADMINISTER, ENCRYPT, DECRYPT | {"Principal": {"AWS": ROOT}}, HOLD, deny("kms:Decrypt", ROOT)],
+    ),
+    "a Deny of the enclave's role, by its ARN": (
+        E,
+        "denied whatever the document",
+        [*GOOD, deny("kms:Decrypt", Condition={"ArnEquals": {"aws:PrincipalArn": ROLE}})],
+    ),
+    "a Deny of one session of the role": (
+        E,
+        "denied whatever the document",
+        [*GOOD, deny("kms:Decrypt", f"arn:aws:sts::{ACCOUNT}:assumed-role/signatory-nitro-role/i-1")],
+    ),
+    "a Deny of data keys that are made": (
+        E,
+        "kms:GenerateDataKey is denied whatever the document",
+        [*GOOD[:2], DECRYPT | {"Action": [*ATTESTED_ACTIONS]}, HOLD, deny("kms:GenerateDataKey")],
+    ),
+    "a Deny of Encrypt without a document": (
+        E,
+        "kms:Encrypt (by kms:Encrypt): no attestation document goes with it, so it is denied always",
+        [*GOOD, deny("kms:Encrypt", Condition=when("StringNotEquals"))],
+    ),
+    "a Deny of another policy without a document": (
+        E,
+        "kms:PutKeyPolicy (by kms:Put*): no attestation document goes with it, so it is denied always",
+        [*GOOD, deny("kms:Put*", Condition=when("Null", "true"))],
+    ),
     "a Deny of another image": (
         W,
         f"PCR0 {NEW} is allowed, and denied",
@@ -590,7 +623,7 @@ def test_one_of_several() -> None:
     policy = [allow("kms:PutKeyPolicy", f"{ADMIN}-2"), ENCRYPT, two, HOLD]
     assert findings(policy) == []
     assert "for the parent's role" in findings([*policy, allow("kms:DisableKey", ADMIN)])[0].text
-    assert "denied without a condition" in findings([*policy, deny("kms:Decrypt", ADMIN)])[0].text
+    assert "denied whatever the document" in findings([*policy, deny("kms:Decrypt", ADMIN)])[0].text
     assert findings([*policy, allow("kms:Encrypt", [ADMIN, ROLE])]) == []
     both_denied = [allow(["kms:PutKeyPolicy", "kms:DisableKey"]), deny("kms:DisableKey", ROLE)]
     assert findings([*GOOD, *both_denied])[0].severity is E
@@ -671,6 +704,21 @@ def test_the_role_expected() -> None:
 def test_encrypt_may_be_refused_on_purpose() -> None:
     """Where every image seals with data keys (section 5.3)."""
     assert findings([ADMINISTER, DECRYPT, HOLD, deny("kms:Encrypt")]) == []
+
+
+@pytest.mark.parametrize(
+    "refusal",
+    [
+        deny("kms:GenerateDataKey"),  # no Allow lets the enclave make data keys
+        deny("kms:Decrypt", ADMIN),
+        deny("kms:Decrypt", "arn:aws:iam::444455556666:root"),
+        deny("kms:Decrypt", Condition={"ArnNotEquals": {"aws:PrincipalArn": ROLE}}),
+        deny("kms:Decrypt", ROOT, Condition={"StringNotEquals": {"kms:CallerAccount": ACCOUNT}}),
+        deny("kms:DescribeKey", Condition=when("StringNotEquals")),
+    ],
+)
+def test_a_deny_that_keeps_no_enclave_out(refusal: Json) -> None:
+    assert findings([*GOOD, refusal], Expected()) == []
 
 
 def test_the_registers_required() -> None:
