@@ -329,8 +329,9 @@ class _Judge:
         """Whether a Deny meets every request of the enclave, with a document or without."""
         if statement.conditions:
             return any(_denies_outright(statement, role) for role in self._roles)
-        accounts = {Principal("AWS", role).account for role in self._roles} or {self._expected.account}
-        of_account = any(one.is_account and one.account in accounts for one in statement.principals)
+        accounts = {Principal("AWS", role).account for role in self._roles} or {self._expected.account} - {""}
+        named = {one.account for one in statement.principals if one.is_account}
+        of_account = bool(named & accounts if accounts else named)
         of_role = any(_is_role(statement.principals, role) for role in self._roles)
         return statement.covers_everyone or of_account or of_role
 
@@ -384,6 +385,11 @@ class _Judge:
                 text = f"{register} {value} passes the Deny, and no Allow names it"
                 yield Finding(Severity.WARNING, "policy", text, "remove it from the Deny")
 
+    def _accepted(self, register: str) -> set[str] | None:
+        """The values that pass both Allow and Deny; None where neither asks."""
+        asked = [one[register] for one in (self._allowed, self._denied) if register in one]
+        return set.intersection(*asked) if asked else None
+
     def _of_releases(self) -> Iterator[Finding]:
         """The values accepted against those of the enclaves that run, and of the releases that are known."""
         for one in self._expected.running:
@@ -396,12 +402,15 @@ class _Judge:
             for register, values in registers.items():
                 yield from self._of_release(source, register, set(values))
         for register in sorted(self._allowed):
-            known = {value for one in self._expected.releases.values() for value in one.get(register, ())}
-            running = [one for one in self._expected.running if not one.is_debug]
-            known |= {one.measurements[register] for one in running if register in one.measurements}
-            for value in sorted(self._allowed[register] - known) if known else ():
-                text = f"{register} {value} is of no release known here: an old image can still open the keys"
-                yield Finding(Severity.WARNING, "policy", text, "remove it once nothing of that image runs")
+            yield from self._of_old_values(register)
+
+    def _of_old_values(self, register: str) -> Iterator[Finding]:
+        known = {value for one in self._expected.releases.values() for value in one.get(register, ())}
+        running = [one for one in self._expected.running if not one.is_debug]
+        known |= {one.measurements[register] for one in running if register in one.measurements}
+        for value in sorted((self._accepted(register) or set()) - known) if known else ():
+            text = f"{register} {value} is of no release known here: an old image can still open the keys"
+            yield Finding(Severity.WARNING, "policy", text, "remove it once nothing of that image runs")
 
     def _of_running(self, enclave: Running) -> Iterator[Finding]:
         where = "running enclave" + (f" {enclave.name}" if enclave.name else "")
@@ -409,15 +418,15 @@ class _Judge:
             text = "runs in debug mode: KMS sees zeros, and refuses it. It can't open its keys"
             yield Finding(Severity.ERROR, where, text, "run it without --debug-mode")
             return
-        for register in sorted(self._allowed.keys() & enclave.measurements.keys()):
-            value = enclave.measurements[register]
-            if value not in self._allowed[register]:
+        for register, value in sorted(enclave.measurements.items()):
+            accepted = self._accepted(register)
+            if accepted is not None and value not in accepted:
                 text = f"its {register} {value} is not accepted: it can't open its keys"
                 advice = "add it to the policy, in Allow and Deny, or run the released image"
                 yield Finding(Severity.ERROR, where, text, advice)
 
     def _of_release(self, source: str, register: str, values: set[str]) -> Iterator[Finding]:
-        accepted = self._allowed.get(register)
+        accepted = self._accepted(register)
         if accepted is None:  # not asked for, so not refused either
             return
         severity = Severity.WARNING if values & accepted else Severity.ERROR

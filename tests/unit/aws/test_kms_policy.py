@@ -679,6 +679,23 @@ def test_the_running_enclave() -> None:
     ]
 
 
+def test_what_passes_only_one_of_allow_and_deny_is_not_accepted() -> None:
+    running = Expected(running=[Running(measurements={"PCR0": OLD})])
+    text = f"its PCR0 {OLD} is not accepted: it can't open its keys"
+    both, one = when("StringEquals", [OLD, NEW]), when("StringEquals", NEW)
+    for allowed, denied in ((both, NEW), (one, [OLD, NEW]), ({}, NEW)):
+        hold = HOLD | {"Condition": when("StringNotEquals", denied)}
+        found = findings([*GOOD[:2], DECRYPT | {"Condition": allowed}, hold], running)
+        assert [one.severity for one in found if one.text == text] == [E]
+    found = findings([*GOOD[:2], DECRYPT | {"Condition": both}, HOLD], Expected(releases={"x": {"PCR0": [OLD, NEW]}}))
+    assert (W, "x", f"PCR0 {OLD} is not accepted by the policy") in [
+        (one.severity, one.where, one.text) for one in found
+    ]
+    found = findings([*GOOD[:2], DECRYPT | {"Condition": both}, HOLD], Expected(releases={"x": {"PCR0": [NEW]}}))
+    assert not any("an old image can still open" in one.text for one in found), "the Deny keeps it"
+    assert findings([*GOOD[:3]], Expected(running=[Running(measurements={"PCR1": OLD, "PCR0": NEW})]))[1:] == []
+
+
 def test_the_releases() -> None:
     releases = {"expected_pcrs": {"PCR0": (OLD, NEW), "PCR2": (OTHER,)}}
     assert seen(Expected(releases=releases, running=[Running(measurements={"PCR0": NEW})]), OLD, NEW) == []
@@ -719,6 +736,12 @@ def test_encrypt_may_be_refused_on_purpose() -> None:
 )
 def test_a_deny_that_keeps_no_enclave_out(refusal: Json) -> None:
     assert findings([*GOOD, refusal], Expected()) == []
+
+
+def test_a_deny_of_an_account_where_nobody_knows_that_of_the_key() -> None:
+    policy = [ADMINISTER, ENCRYPT, DECRYPT | {"Principal": "*"}, HOLD, deny("kms:Decrypt", ROOT)]
+    shut = [findings(policy, Expected(account=one))[0].severity for one in ("", ACCOUNT, "444455556666")]
+    assert shut == [E, E, W]
 
 
 def test_the_registers_required() -> None:
