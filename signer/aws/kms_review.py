@@ -147,8 +147,13 @@ class _Judge:
             for action in set(SECRET_ACTIONS) & statement.covered:
                 self._holding.setdefault(action, statement)
 
+    def _unsealing(self) -> list[Statement]:
+        """What lets a known image decrypt: bound to it by its own condition, or else by a Deny."""
+        by_deny = [one for one in self._allows if "kms:Decrypt" in one.covered and "PCR0" in self._denied]
+        return self._bound or by_deny
+
     def _inferred_roles(self) -> list[str]:
-        named = [one for statement in self._bound for one in statement.principals if one.kind == "AWS"]
+        named = [one for statement in self._unsealing() for one in statement.principals if one.kind == "AWS"]
         return list(dict.fromkeys(one.value for one in named if not one.is_everyone and not one.is_account))
 
     def _held_note(self, actions: Sequence[str]) -> str:
@@ -315,9 +320,11 @@ class _Judge:
         secret = [one for one in SECRET_ACTIONS if one in statement.covered]
         if not secret:
             return
+        held = self._held_note(secret)  # by another one: with a fault it isn't among those that hold
         for fault in deny_faults(statement):
-            yield Finding(Severity.ERROR, statement.name, fault.text, fault.advice)
-        if not statement.covers_everyone and not statement.not_principals:
+            if not held or fault.harm is Harm.CLOSES:
+                yield Finding(Severity.ERROR, statement.name, fault.text, fault.advice)
+        if not held and not statement.covers_everyone and not statement.not_principals:
             text = f"the Deny speaks of {_who(statement)} only: everybody else passes it"
             yield Finding(Severity.WARNING, statement.name, text, 'write "Principal": "*"')
 
@@ -338,10 +345,10 @@ class _Judge:
     # -- the policy as a whole
 
     def _of_missing(self) -> Iterator[Finding]:
-        if not self._bound:
+        if not self._unsealing():
             text = "no statement lets an enclave decrypt by the PCR0 of its image"
             yield Finding(Severity.ERROR, "policy", text, f"{_ONLY_ATTESTED}; {_PRINT_ONE}")
-        elif self._expected.role and not any(self._lets(one, self._expected.role) for one in self._bound):
+        elif self._expected.role and not any(self._lets(one, self._expected.role) for one in self._unsealing()):
             text = f"{self._expected.role} is not the one that may decrypt with an attestation"
             yield Finding(Severity.ERROR, "policy", text, "name the parent's role in the statement with PCR0")
         if missing := [one for one in SECRET_ACTIONS if one not in self._holding]:

@@ -724,6 +724,35 @@ def test_encrypt_may_be_refused_on_purpose() -> None:
 
 
 @pytest.mark.parametrize(
+    "more",
+    [
+        HOLD | {"Condition": when("Null", "true")},
+        HOLD | {"Condition": when("ForAnyValue:StringNotEquals")},
+        HOLD | {"Condition": when("StringNotEquals") | {"ArnNotEquals": {"aws:PrincipalArn": ROLE}}},
+        HOLD | {"Principal": {"AWS": ROLE}},
+    ],
+)
+def test_a_deny_too_weak_beside_one_that_holds(more: Json) -> None:
+    """It does no harm, and nothing hangs on it; without the other one it is reported."""
+    assert findings([*GOOD, more]) == []
+    assert any(one.where == "statement 4" for one in findings([*GOOD[:3], more]))
+    assert any(one.where == "statement 5" for one in findings([*GOOD[:3], HOLD | {"Action": "kms:Decrypt"}, more]))
+
+
+@pytest.mark.parametrize("condition", [{}, when("StringEquals", OTHER, "kms:RecipientAttestation:PCR8")])
+def test_a_deny_alone_binds_to_the_image(condition: Json) -> None:
+    """Then one more mistake opens the keys: a warning. The enclave opens them, so nothing is missing."""
+    policy = [ADMINISTER, ENCRYPT, allow("kms:Decrypt", Condition=condition), HOLD]
+    found = findings(policy)
+    assert {one.severity for one in found} == {W}
+    assert "only the Deny of statement 4 stops it" in found[0].text
+    assert {one.severity for one in findings(policy, Expected(role=ROLE))} == {W}
+    assert f"{ROLE}-2 is not the one that may decrypt" in findings(policy, Expected(role=f"{ROLE}-2"))[0].text
+    assert "for the parent's role" in findings([*policy, allow("kms:DisableKey")])[0].text
+    assert "no statement lets an enclave decrypt" in str(findings([*policy[:2], HOLD])[0])
+
+
+@pytest.mark.parametrize(
     "refusal",
     [
         deny("kms:GenerateDataKey"),  # no Allow lets the enclave make data keys
