@@ -235,6 +235,21 @@ BAD: dict[str, tuple[Severity, str, list[Json]]] = {
             )
         ],
     ),
+    "a policy variable": (
+        E,
+        "StringEquals on kms:RecipientAttestation:PCR0: ${aws:PrincipalTag/pcr0} is a policy variable",
+        [*GOOD[:3], allow("kms:Decrypt", Condition=when("StringEquals", [NEW, "${aws:PrincipalTag/pcr0}"]))],
+    ),
+    "a Deny with a policy variable": (
+        E,
+        "is a policy variable",
+        [*GOOD[:3], HOLD | {"Condition": when("StringNotEquals", "${aws:PrincipalTag/pcr0}")}],
+    ),
+    "no register, negated": (
+        E,
+        "StringNotEquals on kms:RecipientAttestation:PCRO is met by a request without a document",
+        [*GOOD[:3], allow("kms:Decrypt", Condition=when("StringNotEquals", NEW, "kms:RecipientAttestation:PCRO"))],
+    ),
     "no register": (
         E,
         "is no register",
@@ -280,7 +295,7 @@ BAD: dict[str, tuple[Severity, str, list[Json]]] = {
         [*GOOD[:3], HOLD | {"Condition": when("ForAnyValue:StringNotEquals")}],
     ),
     "a Deny of no document": (E, "any enclave pass", [*GOOD[:3], HOLD | {"Condition": when("Null", "true")}]),
-    "a Deny of any document": (E, "whoever shows a document", [*GOOD, HOLD | {"Condition": when("Null", "false")}]),
+    "a Deny of any document": (E, "whoever shows a document", [*GOOD, HOLD | {"Condition": when("Null", "False")}]),
     "a Deny with a pattern": (
         E,
         "lets images pass that nobody has named",
@@ -445,12 +460,14 @@ def test_a_deny_holds_what_lets_in_and_not_what_keeps_out(condition: Json, sever
         ("ForAnyValue:StringNotEquals", NEW, False),
         ("Null", "false", False),
         ("Null", "true", True),
+        ("Null", "False", False),
+        ("Null", ["true", "false"], True),
         ("StringEqualsIfExists", NEW, True),
         ("ForAllValues:StringEquals", NEW, True),
         ("StringNotEquals", NEW, True),
     ],
 )
-def test_power_under_a_condition_that_a_missing_document_meets(operator: str, value: str, met: bool) -> None:
+def test_power_under_a_condition_that_a_missing_document_meets(operator: str, value: object, met: bool) -> None:
     found = findings([*GOOD, allow("kms:PutKeyPolicy", Condition=when(operator, value))])
     assert [one.severity for one in found if "for the parent's role" in one.text] == [E] * met
     assert any("no attestation document goes with it" in one.text for one in found) is not met
