@@ -44,8 +44,8 @@ def _register_options(command: Callable[..., object]) -> Callable[..., object]:
 @click.option("--admin", "admins", metavar="ARN", multiple=True, help="Who administers the key; may be repeated.")
 @click.option("--region", metavar="REGION", default="", help="Region of the key.")
 @click.option("--partition", type=click.Choice(["aws", "aws-cn", "aws-us-gov"]), help="[default: by ARN, region]")
-@click.option("--check", "key", metavar="KEY", default="", help="Judge the policy in force: key id, ARN or alias/NAME.")
-@click.option("--check-file", "file", metavar="FILE", default="", help="Judge the policy in FILE; -: standard input.")
+@click.option("--check", "key", metavar="KEY", help="Judge the policy in force: key id, ARN or alias/NAME.")
+@click.option("--check-file", "file", metavar="FILE", help="Judge the policy in FILE; -: standard input.")
 def kms_policy(
     *,
     role: str,
@@ -53,8 +53,8 @@ def kms_policy(
     admins: tuple[str, ...],
     region: str,
     partition: str | None,
-    key: str,
-    file: str,
+    key: str | None,
+    file: str | None,
     **registers: tuple[str, ...],
 ) -> int:
     """Print the policy of the KMS key that seals an enclave's keys, or judge one.
@@ -68,6 +68,8 @@ def kms_policy(
     """
     from signer.aws.kms_policy import partition_of
 
+    if "" in (key, file):  # a script whose variable is not set, and to which status 0 would mean: nothing found
+        raise click.UsageError("--check and --check-file take a key and a file, not an empty text")
     if key and file:
         raise click.UsageError("give one of --check and --check-file")
     if (key or file) and admins:
@@ -77,9 +79,13 @@ def kms_policy(
     if not (key or file):
         click.echo(_printed(checked, role=role, account=account, admins=admins, partition=where), nl=False)
         return 0
+    given = _measurements(checked)  # these are faults of the options, not of what is checked
+    if role or account:
+        account = _account(account, role)
+    role = _role(role, account=account, partition=where) if role else ""
     configure_logs()
     try:
-        found = _check(key, file, checked, role=role, account=account, region=region, partition=where)
+        found = _check(key or "", file or "", given, role=role, account=account, region=region)
     except SignerError as exc:
         click.echo(f"Error: cannot check: {exc}", err=True)
         return _CANNOT_CHECK
@@ -138,10 +144,13 @@ def _role(role: str, *, account: str, partition: str) -> str:
 
 def _check_admin(admin: str, role: str, partition: str) -> None:
     """Who administers is not the parent's role: an intruder there would write a policy of his own."""
+    from signer.aws.kms_policy import NAME_WITH_PATH
     from signer.aws.kms_statements import Principal
 
-    if not re.fullmatch(rf"arn:{partition}:iam::[0-9]{{12}}:(role|user)/\S+", admin):
+    if not re.fullmatch(rf"arn:{partition}:iam::[0-9]{{12}}:(role|user)/{NAME_WITH_PATH}", admin, re.ASCII):
         raise ConfigurationError(f"--admin {admin}: expected arn:{partition}:iam::ACCOUNT:role/NAME, or user/NAME")
+    if Principal("AWS", admin).account != Principal("AWS", role).account:
+        raise ConfigurationError(f"--admin {admin}: KMS lets nobody of another account change the policy of a key")
     if Principal("AWS", admin).is_role(role):
         raise ConfigurationError(
             "--admin and --role are the same: whoever gets onto the parent could change the policy"
@@ -165,19 +174,17 @@ def _check(
     role: str,
     account: str,
     region: str,
-    partition: str,
 ) -> list[Finding]:
     from signer.aws.kms_review import Expected, review
     from signer.aws.kms_statements import parse_policy
 
-    given = {f"--{name.lower()}": {name: values} for name, values in _measurements(registers).items()}
-    named = _role(role, account=_account(account, role), partition=partition) if role else ""
+    given = {f"--{name.lower()}": {name: values} for name, values in registers.items()}
     vaults = _vaults()
     state = _read(key, vaults, region) if key else None
     statements = parse_policy(_text(file) if state is None else state.policy)
     concerned = _concerned(vaults, {key, state.key} if state else set())
     expected = Expected(
-        role=named,
+        role=role,
         account=account or (state.account if state else ""),
         running=_running(concerned),
         required=[*registers],

@@ -944,6 +944,7 @@ def test_the_policy_printed() -> None:
         ("/a/b/signer", f"arn:aws:iam::{ACCOUNT}:role/a/b/signer"),
         (ROLE, ROLE),
         (f"arn:aws:iam::{ACCOUNT}:role/a/signer", f"arn:aws:iam::{ACCOUNT}:role/a/signer"),
+        (f"arn:aws:iam::{ACCOUNT}:role/a:b/(c)/signer", f"arn:aws:iam::{ACCOUNT}:role/a:b/(c)/signer"),
         (f"arn:aws:sts::{ACCOUNT}:assumed-role/signer/i-0123", f"arn:aws:iam::{ACCOUNT}:role/signer"),
     ],
 )
@@ -956,7 +957,12 @@ def test_roles(text: str, arn: str) -> None:
     [
         ("", "expected a role's ARN or name"),
         ("a b", "expected a role's ARN or name"),
+        ("a*/signer", "expected a role's ARN or name"),
         (f"arn:aws:iam::{ACCOUNT}:user/signer", "expected an ARN such as"),
+        (f"arn:aws:iam::{ACCOUNT}:role/*", "expected an ARN such as"),
+        (f"arn:aws:iam::{ACCOUNT}:role/sign?r", "expected an ARN such as"),
+        (f"arn:aws:iam::{ACCOUNT}:role/*/signer", "expected an ARN such as"),
+        (f"arn:aws:iam::{ACCOUNT}:role/the signer", "expected an ARN such as"),
         (f"arn:aws:iam::{ACCOUNT}:instance-profile/signer", "expected an ARN such as"),
         ("arn:aws:iam::444455556666:role/signer", "is of account 444455556666"),
         (f"arn:aws-cn:iam::{ACCOUNT}:role/signer", "another partition"),
