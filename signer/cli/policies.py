@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 import sys
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -182,11 +182,14 @@ def _check(
     vaults = _vaults()
     state = _read(key, vaults, region) if key else None
     statements = parse_policy(_text(file) if state is None else state.policy)
-    concerned = _concerned(vaults, {key, state.key} if state else set())
+    keys = {key, state.key} if state else set()
+    concerned = _concerned(vaults, keys)
+    if others := _sealed_by_others(vaults, keys):
+        click.echo(f"Note: nothing of this host was compared: {others}: encryption_key_id is another key", err=True)
     expected = Expected(
         role=role,
         account=account or (state.account if state else ""),
-        running=_running(concerned),
+        running=() if others else _running(concerned),
         required=[*registers],
         releases=given | {f"{name}: expected_pcrs": one.expected_pcrs for name, one in concerned.items()},
     )
@@ -213,11 +216,22 @@ def _vaults() -> dict[str, NitroSettings]:
     return {name: vault.config for name, vault in vaults.items() if isinstance(vault.config, NitroSettings)}
 
 
-def _concerned(vaults: Mapping[str, NitroSettings], keys: Iterable[str]) -> Mapping[str, NitroSettings]:
+def _concerned(vaults: Mapping[str, NitroSettings], keys: Collection[str]) -> Mapping[str, NitroSettings]:
     """The vaults sealed by the key; where none says so (an alias, a file), the only one."""
-    ids = {one.rpartition("/")[2] for one in keys}
-    sealed = {name: one for name, one in vaults.items() if one.encryption_key_id.rpartition("/")[2] in ids}
-    return sealed or (vaults if len(vaults) == 1 else {})
+    ids = {_key_id(one) for one in keys}
+    sealed = {name: one for name, one in vaults.items() if _key_id(one.encryption_key_id) in ids}
+    return sealed or (vaults if len(vaults) == 1 and not _sealed_by_others(vaults, keys) else {})
+
+
+def _sealed_by_others(vaults: Mapping[str, NitroSettings], keys: Collection[str]) -> str:
+    """The names of all vaults, where each of them says that another key seals it; an alias doesn't say which."""
+    ids = {_key_id(one) for one in keys if one and "alias/" not in one}
+    own = [_key_id(one.encryption_key_id) for one in vaults.values() if "alias/" not in one.encryption_key_id]
+    return ", ".join(vaults) if ids and len(own) == len(vaults) and all(one and one not in ids for one in own) else ""
+
+
+def _key_id(key: str) -> str:
+    return key.rpartition("/")[2]
 
 
 def _text(file: str) -> str:
@@ -238,7 +252,8 @@ def _read(key: str, vaults: Mapping[str, NitroSettings], region: str) -> KeyStat
     from signer.aws.kms_key import read_key
     from signer.config.models import AwsCredentials
 
-    own = next((one.credentials for one in _concerned(vaults, {key}).values()), AwsCredentials())
+    sealed = _concerned(vaults, {key}) or (vaults if len(vaults) == 1 else {})
+    own = next((one.credentials for one in sealed.values()), AwsCredentials())
     in_arn = key.split(":")[3] if key.startswith("arn:") and key.count(":") >= 5 else ""
     credentials = own.model_copy(update={"region": region or in_arn or own.region})
     return trio.run(read_key, AwsClient("kms", credentials, component="kms-policy"), key)
