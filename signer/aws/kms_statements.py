@@ -9,7 +9,7 @@ import json
 import re
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, lru_cache
 
 from signer.errors import SignerError
 
@@ -280,6 +280,10 @@ def _any_matches(patterns: Iterable[str], action: str) -> bool:
 
 def matches(pattern: str, text: str, *, ignore_case: bool = True) -> bool:
     """Whether *pattern*, in which * and ? are wildcards, is met by *text*."""
+    return _expression(pattern, ignore_case).match(text) is not None
+
+
+@lru_cache(maxsize=1024)  # a pattern is asked for each action on a key
+def _expression(pattern: str, ignore_case: bool) -> re.Pattern[str]:
     # fnmatch has no backtracking of many ".*"; its [ is no wildcard here.
-    expression = fnmatch.translate(pattern.replace("[", "[[]"))
-    return re.match(expression, text, re.IGNORECASE if ignore_case else 0) is not None
+    return re.compile(fnmatch.translate(pattern.replace("[", "[[]")), re.IGNORECASE if ignore_case else 0)

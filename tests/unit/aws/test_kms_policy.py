@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from typing import Any
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from signer.aws.kms_policy import (
@@ -832,6 +832,7 @@ keys = st.builds(
 )
 
 
+@settings(deadline=None)  # a busy machine is no fault
 @given(keys)
 def test_nothing_is_found_in_what_is_printed(key: Key) -> None:
     policy = json.loads(as_text(key_policy(key)))
