@@ -22,7 +22,7 @@ from signer.aws.kms_policy import (
     role_arn,
 )
 from signer.aws.kms_review import Expected, Finding, Grant, Running, Severity, review
-from signer.aws.kms_statements import Condition, PolicyFormatError, parse_policy
+from signer.aws.kms_statements import Condition, PolicyFormatError, Principal, parse_policy
 from signer.errors import ConfigurationError
 
 ACCOUNT = "111122223333"
@@ -187,6 +187,11 @@ BAD: dict[str, tuple[Severity, str, list[Json]]] = {
         E,
         "is met by a request without a document",
         [allow("kms:Decrypt", Condition=when("StringEqualsIgnoreCaseIfExists"))],
+    ),
+    "IfExists in small letters": (
+        E,
+        "is met by a request without a document",
+        [allow("kms:Decrypt", Condition=when("stringequalsifexists"))],
     ),
     "ForAllValues": (
         E,
@@ -663,6 +668,35 @@ def test_a_condition_on_the_registers_counts_under_any_spelling() -> None:
     parts = {"StringEquals": {f"kms:RecipientAttestation:{one}": NEW for one in ("PCR1", "PCR2")}}
     found = findings([ADMINISTER, ENCRYPT, allow("kms:Decrypt", Condition=parts)])
     assert ["no Deny keeps" in one.text for one in found] == [True]
+
+
+@pytest.mark.parametrize(
+    ("value", "kinds", "account"),
+    [
+        ("*", {"everyone"}, ""),
+        (ROOT, {"account"}, ACCOUNT),
+        (ACCOUNT, {"account"}, ACCOUNT),
+        (ROLE, {"role"}, ACCOUNT),
+        (f"arn:aws:sts::{ACCOUNT}:assumed-role/signatory-nitro-role/i-1", {"role", "session"}, ACCOUNT),
+        (f"arn:aws:iam::{ACCOUNT}:user/x", set(), ACCOUNT),
+        ("AROAIOSFODNN7EXAMPLE", {"deleted"}, ""),
+        ("AIDAIOSFODNN7EXAMPLE", {"deleted"}, ""),
+    ],
+)
+def test_principals(value: str, kinds: set[str], account: str) -> None:
+    def found(kind: str) -> tuple[set[str], str]:
+        one = Principal(kind, value)
+        answers = {
+            "everyone": one.is_everyone,
+            "account": one.is_account,
+            "role": one.is_role(ROLE),
+            "session": one.is_session,
+            "deleted": one.is_deleted,
+        }
+        return {name for name, answer in answers.items() if answer}, one.account
+
+    assert found("AWS") == (kinds, account)
+    assert found("Federated") == (set(), ""), "only AWS names those"
 
 
 @pytest.mark.parametrize(
