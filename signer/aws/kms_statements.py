@@ -124,7 +124,7 @@ class Condition:
         if name == "imagesha384":
             return "PCR0"  # the same register
         found = re.fullmatch(r"pcr(0|[12]?[1-9]|[123]0|31)", name)
-        return "" if found is None or int(found[1]) > 31 else name.upper()
+        return "" if found is None else name.upper()
 
     def __str__(self) -> str:
         return f"{self.operator} on {self.key}"

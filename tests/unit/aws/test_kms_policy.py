@@ -183,6 +183,16 @@ BAD: dict[str, tuple[Severity, str, list[Json]]] = {
         [allow("kms:Decrypt", Condition=when("StringLike", "*"))],
     ),
     "part of a value": (E, "has a wildcard", [allow("kms:Decrypt", Condition=when("StringLike", f"{NEW[:90]}*"))]),
+    "part of a value, with a question mark": (
+        E,
+        "has a wildcard",
+        [allow("kms:Decrypt", Condition=when("StringLike", f"{NEW[:-1]}?"))],
+    ),
+    "only a part of the image": (
+        E,
+        "PCR1 says nothing of the whole image",
+        [allow("kms:Decrypt", Condition=when("StringEquals", NEW, "kms:RecipientAttestation:PCR1"))],
+    ),
     "IfExists": (
         E,
         "is met by a request without a document",
@@ -511,6 +521,23 @@ def test_two_operators_on_one_register_are_both_met() -> None:
     assert findings([ADMINISTER, ENCRYPT, allow("kms:Decrypt", Condition=both), HOLD]) == []
 
 
+@pytest.mark.parametrize(
+    "condition",
+    [
+        when("StringEqualsIgnoreCaseIfExists"),
+        when("ForAllValues:StringEquals"),
+        when("StringLike", f"{NEW[:-1]}?"),
+        when("StringNotEquals", OLD),
+    ],
+)
+def test_what_binds_to_no_image(condition: Json) -> None:
+    found = findings(
+        [*GOOD[:2], DECRYPT | {"Condition": condition}], Expected(running=[Running(measurements={"PCR0": OLD})])
+    )
+    assert any("no statement lets an enclave decrypt by the PCR0" in one.text for one in found)
+    assert not any("is not accepted" in one.text for one in found)
+
+
 def test_a_condition_that_is_worth_nothing_beside_a_good_one() -> None:
     both = when("StringEqualsIgnoreCase") | when("Null", "false")
     assert [one.severity for one in findings([*GOOD[:3], allow("kms:Decrypt", Condition=both)])] == [W, W]
@@ -631,6 +658,7 @@ def test_a_deny_that_the_role_can_pass(who: str, condition: Json) -> None:
         (f"arn:aws:iam::{ACCOUNT}:user/x", {"StringEquals": {"aws:PrincipalType": "AssumedRole"}}, True),
         (f"arn:aws:iam::{ACCOUNT}:user/x", {"StringEquals": {"aws:PrincipalArn": ADMIN}}, True),
         ("AROAIOSFODNN7EXAMPLE", {"StringEquals": {"aws:PrincipalType": "AssumedRole"}}, False),
+        ("AIDAIOSFODNN7EXAMPLE", {"StringEquals": {"aws:PrincipalType": "User"}}, False),
     ],
 )
 def test_whether_iam_policies_count_for_who_is_no_role(who: str, condition: Json, limited: bool) -> None:
@@ -654,6 +682,22 @@ def test_one_of_several() -> None:
     through_iam = DECRYPT | {"Principal": {"AWS": [ROOT, f"{ROLE}-2"]}}
     assert findings([ADMINISTER, ENCRYPT, through_iam, HOLD], Expected(role=ROLE)) == []
     assert "the default of AWS" not in findings([allow("kms:*", [ROOT, ROLE])])[0].text
+
+
+def test_capital_letters_count_nowhere_under_ignore_case() -> None:
+    capitals = HOLD | {"Condition": when("StringNotEqualsIgnoreCase", NEW.upper())}
+    assert findings([*GOOD[:3], capitals]) == []
+
+
+@pytest.mark.parametrize("register", ["PCR3", "PCR8"])
+def test_zeros_of_what_an_enclave_lacks(register: str) -> None:
+    zeros = allow("kms:Decrypt", Condition=when("StringEquals", ZEROS, f"kms:RecipientAttestation:{register}"))
+    assert "that has no such thing" in findings([*GOOD, zeros])[0].text
+
+
+def test_a_long_placeholder_is_cut() -> None:
+    found = findings([allow("kms:Decrypt", Condition=when("StringEquals", "P" * 200))])
+    assert f"'{'P' * 24}...' is the value of no register" in found[0].text
 
 
 def test_registers_asked_for_by_one_side_only() -> None:
