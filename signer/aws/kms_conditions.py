@@ -57,7 +57,8 @@ def needs_document(statement: Statement) -> bool:
 
 def _met_without_document(condition: Condition) -> bool:
     if condition.base == "null":
-        return "false" not in condition.values
+        values = {value.lower() for value in condition.values}
+        return "true" in values or "false" not in values
     negated = condition.is_negated and condition.quantifier != "foranyvalue"
     return negated or condition.if_exists or condition.quantifier == "forallvalues"
 
@@ -76,8 +77,9 @@ def allow_faults(condition: Condition) -> Iterator[Fault]:
     """What is wrong with a condition of an Allow on the attestation."""
     if not condition.register:
         yield _no_register(condition)
-        return
-    if condition.base == "null":
+        if _met_without_document(condition):
+            yield Fault(Harm.OPENS, f"{condition} is met by a request without a document", _MENDED)
+    elif condition.base == "null":
         yield Fault(Harm.OPENS, f"{condition} accepts the document of any enclave, or none", _MENDED)
     elif condition.is_negated:
         yield Fault(
@@ -116,7 +118,7 @@ def _deny_condition_faults(condition: Condition) -> Iterator[Fault]:
     if not condition.register:
         yield _no_register(condition)
     elif condition.base == "null":
-        closes = "false" in condition.values
+        closes = "false" in {value.lower() for value in condition.values}
         text = "denies whoever shows a document" if closes else "lets any enclave pass, of any image"
         yield Fault(Harm.CLOSES if closes else Harm.OPENS, f"{condition} {text}", _MENDED_DENY)
     elif condition.base in _EQUAL:
@@ -162,7 +164,10 @@ def _value_faults(condition: Condition) -> Iterator[Fault]:
     if not condition.values:
         yield Fault(Harm.CLOSES, f"{condition} names no value", "put in the value that nitro-cli build-enclave printed")
     for value in condition.values:
-        if not re.fullmatch("[0-9a-fA-F]{96}", value):
+        if "${" in value:
+            text = f"{condition}: {value} is a policy variable: who sets it (a tag, for example) names the image"
+            yield Fault(Harm.OPENS, text, "put in the value of the released image")
+        elif not re.fullmatch("[0-9a-fA-F]{96}", value):
             shown = value if len(value) <= 24 else f"{value[:24]}..."
             text = f"{condition}: {shown!r} is the value of no register (96 hexadecimal digits): no image has it"
             yield Fault(Harm.CLOSES, text, "put in the value that nitro-cli build-enclave printed")

@@ -62,7 +62,9 @@ async def read_key(client: AwsClient, key: str) -> KeyState:
     policy = (await _call(client, "GetKeyPolicy", found, KeyId=found, PolicyName="default"))["Policy"]
     grants: tuple[Grant, ...] = ()
     try:
-        grants = await _grants(client, found)
+        grants, is_all = await _grants(client, found)
+        if not is_all:
+            notes.append(f"only the first {len(grants)} grants of the key were seen")
     except AwsError as exc:
         if exc.code != _DENIED:
             raise
@@ -70,7 +72,8 @@ async def read_key(client: AwsClient, key: str) -> KeyState:
     return KeyState(key=found, policy=policy, metadata=metadata, grants=grants, notes=tuple(notes))
 
 
-async def _grants(client: AwsClient, key: str) -> tuple[Grant, ...]:
+async def _grants(client: AwsClient, key: str) -> tuple[tuple[Grant, ...], bool]:
+    """The grants, and whether these are all."""
     found: list[Grant] = []
     page: dict[str, Any] = {}
     for _ in range(_PAGES):
@@ -84,9 +87,9 @@ async def _grants(client: AwsClient, key: str) -> tuple[Grant, ...]:
             for one in answer.get("Grants", ())
         ]
         if not answer.get("Truncated"):
-            break
+            return tuple(found), True
         page = {"Marker": answer["NextMarker"]}
-    return tuple(found)
+    return tuple(found), False
 
 
 async def _call(client: AwsClient, action: str, key: str, **parameters: Any) -> dict[str, Any]:

@@ -19,6 +19,8 @@ from signer.errors import ConfigurationError
 REGISTERS = ("PCR0", "PCR1", "PCR2", "PCR3", "PCR8")  # what nitro-cli build-enclave and the parent's role determine
 PARTITIONS = ("aws", "aws-cn", "aws-us-gov")
 ATTESTATION = "kms:RecipientAttestation:"
+# Of a role or user, as IAM takes them; wildcards and blanks, which a key policy can't name, are left out of paths.
+NAME_WITH_PATH = r"(?:[\x21-\x29\x2b-\x2e\x30-\x3e\x40-\x7e]+/)*[\w+=,.@-]{1,64}"
 
 SECRET_ACTIONS = ("kms:Decrypt", "kms:GenerateDataKey", "kms:ReEncryptFrom")  # each of them opens, or makes, a data key
 ATTESTED_ACTIONS = (
@@ -106,11 +108,11 @@ def measurement(register: str, text: str) -> str:
 def role_arn(text: str, *, account: str, partition: str) -> str:
     """The role's ARN for an ARN, that of a session, or a name (with its path). Raises `ConfigurationError`."""
     if not text.startswith("arn:"):
-        if not re.fullmatch(r"/?(?:[\x21-\x2e\x30-\x7e]+/)*[\w+=,.@-]{1,64}", text, re.ASCII):
+        if not re.fullmatch(f"/?{NAME_WITH_PATH}", text, re.ASCII):
             raise ConfigurationError(f"role {text!r}: expected a role's ARN or name")
         return f"arn:{partition}:iam::{account}:role/{text.lstrip('/')}"
     named = role_identity(text)
-    if named is None:
+    if named is None or not re.fullmatch(NAME_WITH_PATH, text.partition("/")[2], re.ASCII):
         raise ConfigurationError(f"role {text}: expected an ARN such as arn:{partition}:iam::{account}:role/NAME")
     if named[0] != account:
         raise ConfigurationError(f"role {text} is of account {named[0]}, the key of {account}: give that of the key")

@@ -9,7 +9,7 @@ import json
 import re
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, lru_cache
 
 from signer.errors import SignerError
 
@@ -27,6 +27,9 @@ KEY_ACTIONS = tuple(f"kms:{name}" for name in _NAMES.split())
 _ATTESTATION = "kms:recipientattestation:"  # lower case: condition keys ignore it
 _TWO_WAYS = ("Action", "Principal", "Resource")  # each of them has a Not... beside it
 _ELEMENTS = ("Sid", "Effect", "Condition", *_TWO_WAYS, *(f"Not{name}" for name in _TWO_WAYS))
+_DOCUMENT = ("Version", "Id", "Statement")
+_VERSIONS = ("2008-10-17", "2012-10-17")  # without one it is the first
+_KINDS = ("AWS", "CanonicalUser", "Federated", "Service")
 _ROOT_ARN = re.compile(r"arn:[a-z-]+:iam::(\d{12}):root")
 _SESSION_ARN = re.compile(r"arn:([a-z-]+):sts::(\d{12}):assumed-role/([^/]+)/.+")
 _ROLE_ARN = re.compile(r"arn:([a-z-]+):iam::(\d{12}):role/(?:.+/)?([^/]+)")
@@ -121,7 +124,7 @@ class Condition:
         if name == "imagesha384":
             return "PCR0"  # the same register
         found = re.fullmatch(r"pcr(0|[12]?[1-9]|[123]0|31)", name)
-        return "" if found is None or int(found[1]) > 31 else name.upper()
+        return "" if found is None else name.upper()
 
     def __str__(self) -> str:
         return f"{self.operator} on {self.key}"
@@ -170,7 +173,7 @@ class Statement:
         if self.not_actions:
             return ["NotAction"]
         wanted = list(actions)
-        return [pattern for pattern in self.actions if any(_matches(pattern, one) for one in wanted)]
+        return [pattern for pattern in self.actions if any(matches(pattern, one) for one in wanted)]
 
 
 def parse_policy(text: str) -> list[Statement]:
@@ -183,6 +186,11 @@ def parse_policy(text: str) -> list[Statement]:
         return parse_policy(document["Policy"])
     if not isinstance(document, dict) or "Statement" not in document:
         raise PolicyFormatError("the policy has no Statement: give the document itself, not what is around it")
+    unknown = [name for name in document if name not in _DOCUMENT]
+    if unknown:
+        raise PolicyFormatError(f"the policy has {unknown[0]}, which is no element of a policy (case counts)")
+    if document.get("Version", _VERSIONS[0]) not in _VERSIONS:
+        raise PolicyFormatError(f"Version has to be {_VERSIONS[-1]}: it names the language, not this policy")
     statements = document["Statement"]
     if isinstance(statements, dict):
         statements = [statements]
@@ -213,9 +221,16 @@ def _statement(index: int, entry: object) -> Statement:
     for name in _TWO_WAYS:
         if name in entry and f"Not{name}" in entry:
             raise PolicyFormatError(f"{where} has both {name} and Not{name}")
-    for name in ("Action", "Principal"):
-        if name not in entry and f"Not{name}" not in entry:
-            raise PolicyFormatError(f"{where} has no {name}")
+    found = _read_statement(index, where, entry)
+    # An element that names nobody or nothing counts as none: an empty Not... would mean everybody, everything.
+    if not found.principals and not found.not_principals:
+        raise PolicyFormatError(f"{where} has no Principal")
+    if not found.actions and not found.not_actions:
+        raise PolicyFormatError(f"{where} has no Action")
+    return found
+
+
+def _read_statement(index: int, where: str, entry: Mapping[str, object]) -> Statement:
     return Statement(
         index=index,
         sid=str(entry.get("Sid", "")),
@@ -237,7 +252,10 @@ def _principals(where: str, value: object) -> tuple[Principal, ...]:
         return tuple(Principal("AWS", one) for one in _texts(where, "Principal", value))
     if not isinstance(value, Mapping):
         raise PolicyFormatError(f'{where}: Principal has to be "*", or an object such as {{"AWS": "arn:..."}}')
-    return tuple(Principal(str(kind), one) for kind, some in value.items() for one in _texts(where, "Principal", some))
+    unknown = [kind for kind in value if kind not in _KINDS]
+    if unknown:
+        raise PolicyFormatError(f"{where}: Principal has {unknown[0]}, it takes {', '.join(_KINDS)} (case counts)")
+    return tuple(Principal(kind, one) for kind, some in value.items() for one in _texts(where, "Principal", some))
 
 
 def _conditions(where: str, value: object) -> Iterator[Condition]:
@@ -257,12 +275,15 @@ def _texts(where: str, element: str, value: object) -> tuple[str, ...]:
 
 
 def _any_matches(patterns: Iterable[str], action: str) -> bool:
-    return any(_matches(pattern, action) for pattern in patterns)
+    return any(matches(pattern, action) for pattern in patterns)
 
 
-def _matches(pattern: str, action: str) -> bool:
-    """Whether *pattern*, in which * and ? are wildcards, is met by *action*; both ignore case."""
-    expression = fnmatch.translate(
-        pattern.replace("[", "[[]")
-    )  # without the backtracking of many ".*"; [ is no wildcard
-    return re.match(expression, action, re.IGNORECASE) is not None
+def matches(pattern: str, text: str, *, ignore_case: bool = True) -> bool:
+    """Whether *pattern*, in which * and ? are wildcards, is met by *text*."""
+    return _expression(pattern, ignore_case).match(text) is not None
+
+
+@lru_cache(maxsize=1024)  # a pattern is asked for each action on a key
+def _expression(pattern: str, ignore_case: bool) -> re.Pattern[str]:
+    # fnmatch has no backtracking of many ".*"; its [ is no wildcard here.
+    return re.compile(fnmatch.translate(pattern.replace("[", "[[]")), re.IGNORECASE if ignore_case else 0)

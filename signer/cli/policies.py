@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 import sys
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -44,8 +44,8 @@ def _register_options(command: Callable[..., object]) -> Callable[..., object]:
 @click.option("--admin", "admins", metavar="ARN", multiple=True, help="Who administers the key; may be repeated.")
 @click.option("--region", metavar="REGION", default="", help="Region of the key.")
 @click.option("--partition", type=click.Choice(["aws", "aws-cn", "aws-us-gov"]), help="[default: by ARN, region]")
-@click.option("--check", "key", metavar="KEY", default="", help="Judge the policy in force: key id, ARN or alias/NAME.")
-@click.option("--check-file", "file", metavar="FILE", default="", help="Judge the policy in FILE; -: standard input.")
+@click.option("--check", "key", metavar="KEY", help="Judge the policy in force: key id, ARN or alias/NAME.")
+@click.option("--check-file", "file", metavar="FILE", help="Judge the policy in FILE; -: standard input.")
 def kms_policy(
     *,
     role: str,
@@ -53,8 +53,8 @@ def kms_policy(
     admins: tuple[str, ...],
     region: str,
     partition: str | None,
-    key: str,
-    file: str,
+    key: str | None,
+    file: str | None,
     **registers: tuple[str, ...],
 ) -> int:
     """Print the policy of the KMS key that seals an enclave's keys, or judge one.
@@ -68,6 +68,8 @@ def kms_policy(
     """
     from signer.aws.kms_policy import partition_of
 
+    if "" in (key, file):  # a script whose variable is not set, and to which status 0 would mean: nothing found
+        raise click.UsageError("--check and --check-file take a key and a file, not an empty text")
     if key and file:
         raise click.UsageError("give one of --check and --check-file")
     if (key or file) and admins:
@@ -77,9 +79,13 @@ def kms_policy(
     if not (key or file):
         click.echo(_printed(checked, role=role, account=account, admins=admins, partition=where), nl=False)
         return 0
+    given = _measurements(checked)  # these are faults of the options, not of what is checked
+    if role or account:
+        account = _account(account, role)
+    role = _role(role, account=account, partition=where) if role else ""
     configure_logs()
     try:
-        found = _check(key, file, checked, role=role, account=account, region=region, partition=where)
+        found = _check(key or "", file or "", given, role=role, account=account, region=region)
     except SignerError as exc:
         click.echo(f"Error: cannot check: {exc}", err=True)
         return _CANNOT_CHECK
@@ -138,10 +144,13 @@ def _role(role: str, *, account: str, partition: str) -> str:
 
 def _check_admin(admin: str, role: str, partition: str) -> None:
     """Who administers is not the parent's role: an intruder there would write a policy of his own."""
+    from signer.aws.kms_policy import NAME_WITH_PATH
     from signer.aws.kms_statements import Principal
 
-    if not re.fullmatch(rf"arn:{partition}:iam::[0-9]{{12}}:(role|user)/\S+", admin):
+    if not re.fullmatch(rf"arn:{partition}:iam::[0-9]{{12}}:(role|user)/{NAME_WITH_PATH}", admin, re.ASCII):
         raise ConfigurationError(f"--admin {admin}: expected arn:{partition}:iam::ACCOUNT:role/NAME, or user/NAME")
+    if Principal("AWS", admin).account != Principal("AWS", role).account:
+        raise ConfigurationError(f"--admin {admin}: KMS lets nobody of another account change the policy of a key")
     if Principal("AWS", admin).is_role(role):
         raise ConfigurationError(
             "--admin and --role are the same: whoever gets onto the parent could change the policy"
@@ -165,21 +174,22 @@ def _check(
     role: str,
     account: str,
     region: str,
-    partition: str,
 ) -> list[Finding]:
     from signer.aws.kms_review import Expected, review
     from signer.aws.kms_statements import parse_policy
 
-    given = {f"--{name.lower()}": {name: values} for name, values in _measurements(registers).items()}
-    named = _role(role, account=_account(account, role), partition=partition) if role else ""
+    given = {f"--{name.lower()}": {name: values} for name, values in registers.items()}
     vaults = _vaults()
     state = _read(key, vaults, region) if key else None
     statements = parse_policy(_text(file) if state is None else state.policy)
-    concerned = _concerned(vaults, {key, state.key} if state else set())
+    keys = {key, state.key} if state else set()
+    concerned = _concerned(vaults, keys)
+    if others := _sealed_by_others(vaults, keys):
+        click.echo(f"Note: nothing of this host was compared: {others}: encryption_key_id is another key", err=True)
     expected = Expected(
-        role=named,
+        role=role,
         account=account or (state.account if state else ""),
-        running=_running(concerned),
+        running=() if others else _running(concerned),
         required=[*registers],
         releases=given | {f"{name}: expected_pcrs": one.expected_pcrs for name, one in concerned.items()},
     )
@@ -206,11 +216,22 @@ def _vaults() -> dict[str, NitroSettings]:
     return {name: vault.config for name, vault in vaults.items() if isinstance(vault.config, NitroSettings)}
 
 
-def _concerned(vaults: Mapping[str, NitroSettings], keys: Iterable[str]) -> Mapping[str, NitroSettings]:
+def _concerned(vaults: Mapping[str, NitroSettings], keys: Collection[str]) -> Mapping[str, NitroSettings]:
     """The vaults sealed by the key; where none says so (an alias, a file), the only one."""
-    ids = {one.rpartition("/")[2] for one in keys}
-    sealed = {name: one for name, one in vaults.items() if one.encryption_key_id.rpartition("/")[2] in ids}
-    return sealed or (vaults if len(vaults) == 1 else {})
+    ids = {_key_id(one) for one in keys}
+    sealed = {name: one for name, one in vaults.items() if _key_id(one.encryption_key_id) in ids}
+    return sealed or (vaults if len(vaults) == 1 and not _sealed_by_others(vaults, keys) else {})
+
+
+def _sealed_by_others(vaults: Mapping[str, NitroSettings], keys: Collection[str]) -> str:
+    """The names of all vaults, where each of them says that another key seals it; an alias doesn't say which."""
+    ids = {_key_id(one) for one in keys if one and "alias/" not in one}
+    own = [_key_id(one.encryption_key_id) for one in vaults.values() if "alias/" not in one.encryption_key_id]
+    return ", ".join(vaults) if ids and len(own) == len(vaults) and all(one and one not in ids for one in own) else ""
+
+
+def _key_id(key: str) -> str:
+    return key.rpartition("/")[2]
 
 
 def _text(file: str) -> str:
@@ -231,7 +252,8 @@ def _read(key: str, vaults: Mapping[str, NitroSettings], region: str) -> KeyStat
     from signer.aws.kms_key import read_key
     from signer.config.models import AwsCredentials
 
-    own = next((one.credentials for one in _concerned(vaults, {key}).values()), AwsCredentials())
+    sealed = _concerned(vaults, {key}) or (vaults if len(vaults) == 1 else {})
+    own = next((one.credentials for one in sealed.values()), AwsCredentials())
     in_arn = key.split(":")[3] if key.startswith("arn:") and key.count(":") >= 5 else ""
     credentials = own.model_copy(update={"region": region or in_arn or own.region})
     return trio.run(read_key, AwsClient("kms", credentials, component="kms-policy"), key)

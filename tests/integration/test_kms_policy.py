@@ -1,5 +1,6 @@
 """`signer kms-policy --check` against a KMS server over real HTTP: moto, with actions denied in front of it."""
 
+import io
 import json
 import logging
 import threading
@@ -12,7 +13,9 @@ import boto3
 import pytest
 from moto.moto_server.werkzeug_app import DomainDispatcherApplication, create_backend_app
 from werkzeug.serving import make_server
+from werkzeug.test import run_wsgi_app
 
+from signer.aws import kms_key
 from tests.nitro_cli import PCRS, NitroCli, enclave
 from tests.unit.aws.test_kms_policy import ROLE, Json, ours
 from tests.unit.cli.test_listing import Outcome, call
@@ -32,17 +35,32 @@ class Kms:
     client: Any = None
 
     def __post_init__(self) -> None:
-        self._moto = DomainDispatcherApplication(create_backend_app)
+        self._moto: Callable[..., Iterable[bytes]] = DomainDispatcherApplication(create_backend_app)
 
     def __call__(self, environ: dict[str, Any], start_response: Callable[..., Any]) -> Iterable[bytes]:
         action = environ.get("HTTP_X_AMZ_TARGET", "").rpartition(".")[2]
         self.calls.append(action)
         if action not in self.denied:
-            reply: Iterable[bytes] = self._moto(environ, start_response)
-            return reply
+            return (
+                self._page_of_grants(environ, start_response)
+                if action == "ListGrants"
+                else self._moto(environ, start_response)
+            )
         environ["wsgi.input"].read(int(environ.get("CONTENT_LENGTH") or 0))
         start_response("400 Bad Request", [("Content-Type", "application/x-amz-json-1.1")])
         return [json.dumps({"__type": "AccessDeniedException", "Message": f"not authorized: kms:{action}"}).encode()]
+
+    def _page_of_grants(self, environ: dict[str, Any], start_response: Callable[..., Any]) -> Iterable[bytes]:
+        """moto answers with all grants at once, whatever Limit says."""
+        asked = environ["wsgi.input"].read(int(environ["CONTENT_LENGTH"]))
+        parameters = json.loads(asked)
+        environ["wsgi.input"] = io.BytesIO(asked)
+        whole = run_wsgi_app(self._moto, environ)
+        answer = json.loads(b"".join(whole[0]))
+        start, limit = int(parameters.get("Marker", 0)), parameters["Limit"]
+        page = {"Grants": answer["Grants"][start : start + limit], "Truncated": start + limit < len(answer["Grants"])}
+        start_response("200 OK", [("Content-Type", "application/x-amz-json-1.1")])
+        return [json.dumps(page | ({"NextMarker": str(start + limit)} if page["Truncated"] else {})).encode()]
 
     def key(self, policy: Json, **options: Any) -> str:
         """A new key with *policy*: its id."""
@@ -132,9 +150,43 @@ def test_grants_on_all_pages(kms: Kms) -> None:
         kms.client.create_grant(KeyId=key, GranteePrincipal=name, Operations=["Decrypt"])
     done = check(key)
     assert done.status == 1
+    assert kms.calls.count("ListGrants") == 2
     assert done.out.count("warning: grant ") == 101
     assert "role/r100 call kms:Decrypt, whatever the conditions" in done.out
     assert "(only the Deny of statement 4 (OnlyTheEnclaveDecrypts) stops it)" in done.out
+
+
+def test_more_grants_than_anybody_reads(kms: Kms, monkeypatch: pytest.MonkeyPatch) -> None:
+    key = kms.key(good())
+    name = f"arn:aws:iam::{MOTO_ACCOUNT}:role/r"
+    for _ in range(101):
+        kms.client.create_grant(KeyId=key, GranteePrincipal=name, Operations=["DescribeKey"])
+    assert "grants" not in check(key).err
+    monkeypatch.setattr(kms_key, "_PAGES", 1)
+    assert "Note: only the first 100 grants of the key were seen\n" in check(key).err
+
+
+def test_a_key_of_no_vault_is_not_compared_with_the_enclave(kms: Kms, tmp_path: Path, nitro_cli: NitroCli) -> None:
+    """By id: an alias of the vault may be this key."""
+    key = kms.key(json.loads(json.dumps(good()).replace(LISTED, "d4" * 48)))
+    kms.client.create_alias(AliasName="alias/by-hand", TargetKeyId=key)
+    path = tmp_path / "signatory.yaml"
+    note = "Note: nothing of this host was compared: v0: encryption_key_id is another key\n"
+    two = note.replace("v0", "v0, v1")
+    for keys, said, status in (
+        ([arn("0c23")], note, 0),
+        (["alias/other"], "", 1),
+        ([key], "", 1),
+        ([arn("0c23"), "0c24"], two, 0),
+        ([arn("0c23"), "alias/other"], "", 1),
+    ):
+        vaults = [f"  v{n}: {{driver: nitro, config: {{encryption_key_id: '{one}'}}}}\n" for n, one in enumerate(keys)]
+        path.write_text("vaults:\n" + "".join(vaults))
+        for asked in (key, "alias/by-hand"):
+            done = check(asked, "-c", str(path), "--region", REGION)
+            assert (done.status, f"its PCR0 {LISTED} is not accepted" in done.out) == (status, bool(status))
+            assert said in done.err
+            assert bool(said) is ("nothing of this host" in done.err)
 
 
 def test_the_state_of_the_key(kms: Kms) -> None:

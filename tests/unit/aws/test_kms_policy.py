@@ -6,10 +6,11 @@ from collections.abc import Iterator
 from typing import Any
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from signer.aws.kms_policy import (
+    ATTESTED_ACTIONS,
     POWER_ACTIONS,
     REGISTERS,
     SECRET_ACTIONS,
@@ -21,7 +22,7 @@ from signer.aws.kms_policy import (
     role_arn,
 )
 from signer.aws.kms_review import Expected, Finding, Grant, Running, Severity, review
-from signer.aws.kms_statements import Condition, PolicyFormatError, parse_policy
+from signer.aws.kms_statements import Condition, PolicyFormatError, Principal, parse_policy
 from signer.errors import ConfigurationError
 
 ACCOUNT = "111122223333"
@@ -182,10 +183,25 @@ BAD: dict[str, tuple[Severity, str, list[Json]]] = {
         [allow("kms:Decrypt", Condition=when("StringLike", "*"))],
     ),
     "part of a value": (E, "has a wildcard", [allow("kms:Decrypt", Condition=when("StringLike", f"{NEW[:90]}*"))]),
+    "part of a value, with a question mark": (
+        E,
+        "has a wildcard",
+        [allow("kms:Decrypt", Condition=when("StringLike", f"{NEW[:-1]}?"))],
+    ),
+    "only a part of the image": (
+        E,
+        "PCR1 says nothing of the whole image",
+        [allow("kms:Decrypt", Condition=when("StringEquals", NEW, "kms:RecipientAttestation:PCR1"))],
+    ),
     "IfExists": (
         E,
         "is met by a request without a document",
         [allow("kms:Decrypt", Condition=when("StringEqualsIgnoreCaseIfExists"))],
+    ),
+    "IfExists in small letters": (
+        E,
+        "is met by a request without a document",
+        [allow("kms:Decrypt", Condition=when("stringequalsifexists"))],
     ),
     "ForAllValues": (
         E,
@@ -234,6 +250,21 @@ BAD: dict[str, tuple[Severity, str, list[Json]]] = {
             )
         ],
     ),
+    "a policy variable": (
+        E,
+        "StringEquals on kms:RecipientAttestation:PCR0: ${aws:PrincipalTag/pcr0} is a policy variable",
+        [*GOOD[:3], allow("kms:Decrypt", Condition=when("StringEquals", [NEW, "${aws:PrincipalTag/pcr0}"]))],
+    ),
+    "a Deny with a policy variable": (
+        E,
+        "is a policy variable",
+        [*GOOD[:3], HOLD | {"Condition": when("StringNotEquals", "${aws:PrincipalTag/pcr0}")}],
+    ),
+    "no register, negated": (
+        E,
+        "StringNotEquals on kms:RecipientAttestation:PCRO is met by a request without a document",
+        [*GOOD[:3], allow("kms:Decrypt", Condition=when("StringNotEquals", NEW, "kms:RecipientAttestation:PCRO"))],
+    ),
     "no register": (
         E,
         "is no register",
@@ -279,7 +310,7 @@ BAD: dict[str, tuple[Severity, str, list[Json]]] = {
         [*GOOD[:3], HOLD | {"Condition": when("ForAnyValue:StringNotEquals")}],
     ),
     "a Deny of no document": (E, "any enclave pass", [*GOOD[:3], HOLD | {"Condition": when("Null", "true")}]),
-    "a Deny of any document": (E, "whoever shows a document", [*GOOD, HOLD | {"Condition": when("Null", "false")}]),
+    "a Deny of any document": (E, "whoever shows a document", [*GOOD, HOLD | {"Condition": when("Null", "False")}]),
     "a Deny with a pattern": (
         E,
         "lets images pass that nobody has named",
@@ -329,8 +360,40 @@ BAD: dict[str, tuple[Severity, str, list[Json]]] = {
         "NotPrincipal in a Deny",
         [*GOOD[:3], {"NotPrincipal": {"AWS": ROLE}, **{k: v for k, v in HOLD.items() if k != "Principal"}}],
     ),
-    "a Deny of everything": (E, "denied without a condition", [*GOOD, deny("kms:Decrypt")]),
-    "a Deny of the enclave's role": (E, "denied without a condition", [*GOOD, deny("kms:*", ROLE)]),
+    "a Deny of everything": (E, "denied whatever the document", [*GOOD, deny("kms:Decrypt")]),
+    "a Deny of the enclave's role": (E, "denied whatever the document", [*GOOD, deny("kms:*", ROLE)]),
+    "a Deny of the account": (E, "kms:Decrypt is denied whatever the document", [*GOOD, deny("kms:Decrypt", ROOT)]),
+    "a Deny of the account's number": (E, "denied whatever the document", [*GOOD, deny("kms:Decrypt", ACCOUNT)]),
+    "a Deny of the account, whoever decrypts": (
+        E,
+        "denied whatever the document",
+        [ADMINISTER, ENCRYPT, DECRYPT | {"Principal": {"AWS": ROOT}}, HOLD, deny("kms:Decrypt", ROOT)],
+    ),
+    "a Deny of the enclave's role, by its ARN": (
+        E,
+        "denied whatever the document",
+        [*GOOD, deny("kms:Decrypt", Condition={"ArnEquals": {"aws:PrincipalArn": ROLE}})],
+    ),
+    "a Deny of one session of the role": (
+        E,
+        "denied whatever the document",
+        [*GOOD, deny("kms:Decrypt", f"arn:aws:sts::{ACCOUNT}:assumed-role/signatory-nitro-role/i-1")],
+    ),
+    "a Deny of data keys that are made": (
+        E,
+        "kms:GenerateDataKey is denied whatever the document",
+        [*GOOD[:2], DECRYPT | {"Action": [*ATTESTED_ACTIONS]}, HOLD, deny("kms:GenerateDataKey")],
+    ),
+    "a Deny of Encrypt without a document": (
+        E,
+        "kms:Encrypt (by kms:Encrypt): no attestation document goes with it, so it is denied always",
+        [*GOOD, deny("kms:Encrypt", Condition=when("StringNotEquals"))],
+    ),
+    "a Deny of another policy without a document": (
+        E,
+        "kms:PutKeyPolicy (by kms:Put*): no attestation document goes with it, so it is denied always",
+        [*GOOD, deny("kms:Put*", Condition=when("Null", "true"))],
+    ),
     "a Deny of another image": (
         W,
         f"PCR0 {NEW} is allowed, and denied",
@@ -412,12 +475,14 @@ def test_a_deny_holds_what_lets_in_and_not_what_keeps_out(condition: Json, sever
         ("ForAnyValue:StringNotEquals", NEW, False),
         ("Null", "false", False),
         ("Null", "true", True),
+        ("Null", "False", False),
+        ("Null", ["true", "false"], True),
         ("StringEqualsIfExists", NEW, True),
         ("ForAllValues:StringEquals", NEW, True),
         ("StringNotEquals", NEW, True),
     ],
 )
-def test_power_under_a_condition_that_a_missing_document_meets(operator: str, value: str, met: bool) -> None:
+def test_power_under_a_condition_that_a_missing_document_meets(operator: str, value: object, met: bool) -> None:
     found = findings([*GOOD, allow("kms:PutKeyPolicy", Condition=when(operator, value))])
     assert [one.severity for one in found if "for the parent's role" in one.text] == [E] * met
     assert any("no attestation document goes with it" in one.text for one in found) is not met
@@ -456,6 +521,23 @@ def test_two_operators_on_one_register_are_both_met() -> None:
     assert findings([ADMINISTER, ENCRYPT, allow("kms:Decrypt", Condition=both), HOLD]) == []
 
 
+@pytest.mark.parametrize(
+    "condition",
+    [
+        when("StringEqualsIgnoreCaseIfExists"),
+        when("ForAllValues:StringEquals"),
+        when("StringLike", f"{NEW[:-1]}?"),
+        when("StringNotEquals", OLD),
+    ],
+)
+def test_what_binds_to_no_image(condition: Json) -> None:
+    found = findings(
+        [*GOOD[:2], DECRYPT | {"Condition": condition}], Expected(running=[Running(measurements={"PCR0": OLD})])
+    )
+    assert any("no statement lets an enclave decrypt by the PCR0" in one.text for one in found)
+    assert not any("is not accepted" in one.text for one in found)
+
+
 def test_a_condition_that_is_worth_nothing_beside_a_good_one() -> None:
     both = when("StringEqualsIgnoreCase") | when("Null", "false")
     assert [one.severity for one in findings([*GOOD[:3], allow("kms:Decrypt", Condition=both)])] == [W, W]
@@ -467,6 +549,10 @@ def test_power_of_the_role_is_not_held_by_a_deny_for_another() -> None:
     for refusal in (
         deny("kms:PutKeyPolicy", ROLE),
         deny("kms:P*", "*", Condition={"ArnEquals": {"aws:PrincipalArn": ROLE}}),
+        deny("kms:P*", "*", Condition={"ArnLike": {"aws:PrincipalArn": "arn:aws:iam::*:role/signatory-*"}}),
+        deny("kms:P*", "*", Condition={"ArnNotEquals": {"aws:PrincipalArn": ADMIN}}),
+        deny("kms:P*", ROLE, Condition={"ArnNotEquals": {"aws:PrincipalArn": ADMIN}}),
+        deny("kms:P*", "*", Condition={"StringEquals": {"aws:PrincipalArn": ROLE, "kms:CallerAccount": ACCOUNT}}),
     ):
         (found,) = findings([*GOOD, power, refusal])
         assert found.severity is W
@@ -476,8 +562,25 @@ def test_power_of_the_role_is_not_held_by_a_deny_for_another() -> None:
 
 
 def test_the_account_is_no_role() -> None:
-    through_iam = [allow("kms:PutKeyPolicy", ROOT), ENCRYPT, DECRYPT | {"Principal": {"AWS": ROOT}}, HOLD]
+    through_iam = [ADMINISTER, ENCRYPT, DECRYPT | {"Principal": {"AWS": ROOT}}, HOLD]
     assert findings(through_iam) == []
+
+
+@pytest.mark.parametrize(
+    ("account", "condition", "handed"),
+    [
+        (ROOT, {}, True),
+        (ACCOUNT, {}, True),
+        (ROOT, {"ArnLike": {"aws:PrincipalArn": f"arn:aws:iam::{ACCOUNT}:role/*"}}, True),
+        (ACCOUNT, {"ArnEquals": {"aws:PrincipalArn": ROOT}}, True),  # of which partition the text doesn't tell
+        (ROOT, {"ArnEquals": {"aws:PrincipalArn": ROOT}}, False),
+    ],
+)
+def test_power_through_iam_where_nobody_knows_the_role(account: str, condition: Json, handed: bool) -> None:
+    power = allow("kms:PutKeyPolicy", account, Condition=condition)
+    for who in (ROOT, "*"):
+        found = findings([power, ENCRYPT, DECRYPT | {"Principal": {"AWS": who}}, HOLD])
+        assert any("kms:PutKeyPolicy for the account" in one.text for one in found) is handed
 
 
 def test_power_through_iam_is_denied_to_each_role() -> None:
@@ -496,10 +599,31 @@ def test_power_through_iam_is_denied_to_each_role() -> None:
         ({"ArnLike": {"aws:principalarn": [ROOT, ADMIN]}}, True),
         ({"StringEquals": {"aws:PrincipalType": "Account"}}, True),
         ({"ArnNotEquals": {"aws:PrincipalArn": ADMIN}}, False),
-        ({"ArnEqualsIfExists": {"aws:PrincipalArn": ADMIN}}, False),
+        ({"ArnEqualsIfExists": {"aws:PrincipalArn": ADMIN}}, True),  # the key always exists
         ({"ArnLike": {"aws:PrincipalArn": [ADMIN, f"arn:aws:iam::{ACCOUNT}:role/*"]}}, False),
         ({"ArnEquals": {"aws:PrincipalArn": [ADMIN, ROLE]}}, False),
         ({"Bool": {"aws:MultiFactorAuthPresent": "true"}}, False),
+        ({"StringEquals": {"aws:PrincipalType": "AssumedRole"}}, False),
+        ({"StringEquals": {"aws:PrincipalType": ["User", "Account"]}}, True),
+        ({"StringNotEquals": {"aws:PrincipalType": "AssumedRole"}}, True),
+        ({"StringLike": {"aws:PrincipalArn": f"{ROLE[:-1]}?"}}, False),
+        ({"StringEquals": {"aws:PrincipalArn": f"{ROLE[:-1]}?"}}, True),
+        ({"StringEqualsIgnoreCase": {"aws:PrincipalArn": ROLE.upper()}}, False),
+        ({"StringEquals": {"aws:PrincipalArn": ROLE.upper()}}, True),
+        ({"StringLike": {"aws:PrincipalArn": ROLE.upper()}}, True),
+        ({"ArnLike": {"aws:PrincipalArn": ROLE.upper()}}, True),
+        ({"ArnNotLike": {"aws:PrincipalArn": f"arn:aws:iam::{ACCOUNT}:role/signatory-*"}}, True),
+        ({"ArnLike": {"aws:PrincipalArn": "arn:aws:iam::*:role/signatory-*"}}, False),
+        ({"ArnLike": {"aws:PrincipalArn": "arn:aws:iam::*signatory-nitro-role"}}, True),  # of six parts each by itself
+        ({"StringLike": {"aws:PrincipalArn": "arn:aws:iam::*signatory-nitro-role"}}, False),
+        ({"Null": {"aws:PrincipalArn": "false"}}, False),
+        ({"Null": {"aws:PrincipalArn": "true"}}, True),
+        ({"Null": {"aws:PrincipalArn": ["true", "false"]}}, False),
+        ({"StringEquals": {"aws:PrincipalArn": "${aws:PrincipalTag/arn}"}}, False),
+        ({"NumericEquals": {"aws:PrincipalAccount": ACCOUNT}}, False),
+        ({"StringEquals": {"aws:PrincipalAccount": ACCOUNT}}, False),
+        ({"StringEquals": {"kms:CallerAccount": "444455556666"}}, True),
+        ({"ArnLike": {"aws:PrincipalArn": "*"}, "StringEquals": {"aws:PrincipalType": "User"}}, True),
     ],
 )
 def test_whether_iam_policies_count_for_the_role(condition: Json, limited: bool) -> None:
@@ -513,6 +637,9 @@ def test_whether_iam_policies_count_for_the_role(condition: Json, limited: bool)
         ("*", {"ArnNotEquals": {"aws:PrincipalArn": ROLE}}),
         ("*", {"ArnEquals": {"aws:SourceArn": ROLE}}),
         ("*", {"ArnEquals": {"aws:PrincipalArn": ADMIN}}),
+        ("*", {"ArnLike": {"aws:PrincipalArn": "*"}}),
+        ("*", {"StringEquals": {"aws:PrincipalArn": "*"}}),
+        ("*", {"StringNotEquals": {"aws:PrincipalArn": "${aws:PrincipalTag/admin}"}}),
         ("*", {"ArnEquals": {"aws:PrincipalArn": ROLE}, "Bool": {"aws:MultiFactorAuthPresent": "false"}}),
         (ADMIN, {"ArnEquals": {"aws:PrincipalArn": ROLE}}),
         (ROLE, {"Bool": {"aws:MultiFactorAuthPresent": "false"}}),
@@ -523,13 +650,30 @@ def test_a_deny_that_the_role_can_pass(who: str, condition: Json) -> None:
     assert [one.severity for one in findings([*GOOD, allow("kms:PutKeyPolicy"), refusal])] == [E]
 
 
+@pytest.mark.parametrize(
+    ("who", "condition", "limited"),
+    [
+        (f"arn:aws:sts::{ACCOUNT}:assumed-role/x/i-1", {"StringEquals": {"aws:PrincipalType": "AssumedRole"}}, False),
+        (f"arn:aws:sts::{ACCOUNT}:assumed-role/x/i-1", {"StringEquals": {"aws:PrincipalArn": ADMIN}}, False),
+        (f"arn:aws:iam::{ACCOUNT}:user/x", {"StringEquals": {"aws:PrincipalType": "AssumedRole"}}, True),
+        (f"arn:aws:iam::{ACCOUNT}:user/x", {"StringEquals": {"aws:PrincipalArn": ADMIN}}, True),
+        ("AROAIOSFODNN7EXAMPLE", {"StringEquals": {"aws:PrincipalType": "AssumedRole"}}, False),
+        ("AIDAIOSFODNN7EXAMPLE", {"StringEquals": {"aws:PrincipalType": "User"}}, False),
+    ],
+)
+def test_whether_iam_policies_count_for_who_is_no_role(who: str, condition: Json, limited: bool) -> None:
+    decrypt = allow("kms:Decrypt", who, Condition=when("StringEquals"))
+    found = findings([allow("kms:PutKeyPolicy", ROOT, Condition=condition), decrypt, HOLD])
+    assert any("for the account: an IAM policy" in one.text for one in found) is not limited
+
+
 def test_one_of_several() -> None:
     """Roles, principals, statements: what is true of one of them counts, wherever it stands."""
     two = allow("kms:Decrypt", [ROLE, ADMIN], Condition=when("StringEquals"))
     policy = [allow("kms:PutKeyPolicy", f"{ADMIN}-2"), ENCRYPT, two, HOLD]
     assert findings(policy) == []
     assert "for the parent's role" in findings([*policy, allow("kms:DisableKey", ADMIN)])[0].text
-    assert "denied without a condition" in findings([*policy, deny("kms:Decrypt", ADMIN)])[0].text
+    assert "denied whatever the document" in findings([*policy, deny("kms:Decrypt", ADMIN)])[0].text
     assert findings([*policy, allow("kms:Encrypt", [ADMIN, ROLE])]) == []
     both_denied = [allow(["kms:PutKeyPolicy", "kms:DisableKey"]), deny("kms:DisableKey", ROLE)]
     assert findings([*GOOD, *both_denied])[0].severity is E
@@ -538,6 +682,22 @@ def test_one_of_several() -> None:
     through_iam = DECRYPT | {"Principal": {"AWS": [ROOT, f"{ROLE}-2"]}}
     assert findings([ADMINISTER, ENCRYPT, through_iam, HOLD], Expected(role=ROLE)) == []
     assert "the default of AWS" not in findings([allow("kms:*", [ROOT, ROLE])])[0].text
+
+
+def test_capital_letters_count_nowhere_under_ignore_case() -> None:
+    capitals = HOLD | {"Condition": when("StringNotEqualsIgnoreCase", NEW.upper())}
+    assert findings([*GOOD[:3], capitals]) == []
+
+
+@pytest.mark.parametrize("register", ["PCR3", "PCR8"])
+def test_zeros_of_what_an_enclave_lacks(register: str) -> None:
+    zeros = allow("kms:Decrypt", Condition=when("StringEquals", ZEROS, f"kms:RecipientAttestation:{register}"))
+    assert "that has no such thing" in findings([*GOOD, zeros])[0].text
+
+
+def test_a_long_placeholder_is_cut() -> None:
+    found = findings([allow("kms:Decrypt", Condition=when("StringEquals", "P" * 200))])
+    assert f"'{'P' * 24}...' is the value of no register" in found[0].text
 
 
 def test_registers_asked_for_by_one_side_only() -> None:
@@ -552,6 +712,35 @@ def test_a_condition_on_the_registers_counts_under_any_spelling() -> None:
     parts = {"StringEquals": {f"kms:RecipientAttestation:{one}": NEW for one in ("PCR1", "PCR2")}}
     found = findings([ADMINISTER, ENCRYPT, allow("kms:Decrypt", Condition=parts)])
     assert ["no Deny keeps" in one.text for one in found] == [True]
+
+
+@pytest.mark.parametrize(
+    ("value", "kinds", "account"),
+    [
+        ("*", {"everyone"}, ""),
+        (ROOT, {"account"}, ACCOUNT),
+        (ACCOUNT, {"account"}, ACCOUNT),
+        (ROLE, {"role"}, ACCOUNT),
+        (f"arn:aws:sts::{ACCOUNT}:assumed-role/signatory-nitro-role/i-1", {"role", "session"}, ACCOUNT),
+        (f"arn:aws:iam::{ACCOUNT}:user/x", set(), ACCOUNT),
+        ("AROAIOSFODNN7EXAMPLE", {"deleted"}, ""),
+        ("AIDAIOSFODNN7EXAMPLE", {"deleted"}, ""),
+    ],
+)
+def test_principals(value: str, kinds: set[str], account: str) -> None:
+    def found(kind: str) -> tuple[set[str], str]:
+        one = Principal(kind, value)
+        answers = {
+            "everyone": one.is_everyone,
+            "account": one.is_account,
+            "role": one.is_role(ROLE),
+            "session": one.is_session,
+            "deleted": one.is_deleted,
+        }
+        return {name for name, answer in answers.items() if answer}, one.account
+
+    assert found("AWS") == (kinds, account)
+    assert found("Federated") == (set(), ""), "only AWS names those"
 
 
 @pytest.mark.parametrize(
@@ -585,6 +774,23 @@ def test_the_running_enclave() -> None:
     ]
 
 
+def test_what_passes_only_one_of_allow_and_deny_is_not_accepted() -> None:
+    running = Expected(running=[Running(measurements={"PCR0": OLD})])
+    text = f"its PCR0 {OLD} is not accepted: it can't open its keys"
+    both, one = when("StringEquals", [OLD, NEW]), when("StringEquals", NEW)
+    for allowed, denied in ((both, NEW), (one, [OLD, NEW]), ({}, NEW)):
+        hold = HOLD | {"Condition": when("StringNotEquals", denied)}
+        found = findings([*GOOD[:2], DECRYPT | {"Condition": allowed}, hold], running)
+        assert [one.severity for one in found if one.text == text] == [E]
+    found = findings([*GOOD[:2], DECRYPT | {"Condition": both}, HOLD], Expected(releases={"x": {"PCR0": [OLD, NEW]}}))
+    assert (W, "x", f"PCR0 {OLD} is not accepted by the policy") in [
+        (one.severity, one.where, one.text) for one in found
+    ]
+    found = findings([*GOOD[:2], DECRYPT | {"Condition": both}, HOLD], Expected(releases={"x": {"PCR0": [NEW]}}))
+    assert not any("an old image can still open" in one.text for one in found), "the Deny keeps it"
+    assert findings([*GOOD[:3]], Expected(running=[Running(measurements={"PCR1": OLD, "PCR0": NEW})]))[1:] == []
+
+
 def test_the_releases() -> None:
     releases = {"expected_pcrs": {"PCR0": (OLD, NEW), "PCR2": (OTHER,)}}
     assert seen(Expected(releases=releases, running=[Running(measurements={"PCR0": NEW})]), OLD, NEW) == []
@@ -610,6 +816,56 @@ def test_the_role_expected() -> None:
 def test_encrypt_may_be_refused_on_purpose() -> None:
     """Where every image seals with data keys (section 5.3)."""
     assert findings([ADMINISTER, DECRYPT, HOLD, deny("kms:Encrypt")]) == []
+
+
+@pytest.mark.parametrize(
+    "more",
+    [
+        HOLD | {"Condition": when("Null", "true")},
+        HOLD | {"Condition": when("ForAnyValue:StringNotEquals")},
+        HOLD | {"Condition": when("StringNotEquals") | {"ArnNotEquals": {"aws:PrincipalArn": ROLE}}},
+        HOLD | {"Principal": {"AWS": ROLE}},
+    ],
+)
+def test_a_deny_too_weak_beside_one_that_holds(more: Json) -> None:
+    """It does no harm, and nothing hangs on it; without the other one it is reported."""
+    assert findings([*GOOD, more]) == []
+    assert any(one.where == "statement 4" for one in findings([*GOOD[:3], more]))
+    assert any(one.where == "statement 5" for one in findings([*GOOD[:3], HOLD | {"Action": "kms:Decrypt"}, more]))
+
+
+@pytest.mark.parametrize("condition", [{}, when("StringEquals", OTHER, "kms:RecipientAttestation:PCR8")])
+def test_a_deny_alone_binds_to_the_image(condition: Json) -> None:
+    """Then one more mistake opens the keys: a warning. The enclave opens them, so nothing is missing."""
+    policy = [ADMINISTER, ENCRYPT, allow("kms:Decrypt", Condition=condition), HOLD]
+    found = findings(policy)
+    assert {one.severity for one in found} == {W}
+    assert "only the Deny of statement 4 stops it" in found[0].text
+    assert {one.severity for one in findings(policy, Expected(role=ROLE))} == {W}
+    assert f"{ROLE}-2 is not the one that may decrypt" in findings(policy, Expected(role=f"{ROLE}-2"))[0].text
+    assert "for the parent's role" in findings([*policy, allow("kms:DisableKey")])[0].text
+    assert "no statement lets an enclave decrypt" in str(findings([*policy[:2], HOLD])[0])
+
+
+@pytest.mark.parametrize(
+    "refusal",
+    [
+        deny("kms:GenerateDataKey"),  # no Allow lets the enclave make data keys
+        deny("kms:Decrypt", ADMIN),
+        deny("kms:Decrypt", "arn:aws:iam::444455556666:root"),
+        deny("kms:Decrypt", Condition={"ArnNotEquals": {"aws:PrincipalArn": ROLE}}),
+        deny("kms:Decrypt", ROOT, Condition={"StringNotEquals": {"kms:CallerAccount": ACCOUNT}}),
+        deny("kms:DescribeKey", Condition=when("StringNotEquals")),
+    ],
+)
+def test_a_deny_that_keeps_no_enclave_out(refusal: Json) -> None:
+    assert findings([*GOOD, refusal], Expected()) == []
+
+
+def test_a_deny_of_an_account_where_nobody_knows_that_of_the_key() -> None:
+    policy = [ADMINISTER, ENCRYPT, DECRYPT | {"Principal": "*"}, HOLD, deny("kms:Decrypt", ROOT)]
+    shut = [findings(policy, Expected(account=one))[0].severity for one in ("", ACCOUNT, "444455556666")]
+    assert shut == [E, E, W]
 
 
 def test_the_registers_required() -> None:
@@ -654,6 +910,7 @@ keys = st.builds(
 )
 
 
+@settings(deadline=None)  # a busy machine is no fault
 @given(keys)
 def test_nothing_is_found_in_what_is_printed(key: Key) -> None:
     policy = json.loads(as_text(key_policy(key)))
@@ -766,6 +1023,7 @@ def test_the_policy_printed() -> None:
         ("/a/b/signer", f"arn:aws:iam::{ACCOUNT}:role/a/b/signer"),
         (ROLE, ROLE),
         (f"arn:aws:iam::{ACCOUNT}:role/a/signer", f"arn:aws:iam::{ACCOUNT}:role/a/signer"),
+        (f"arn:aws:iam::{ACCOUNT}:role/a:b/(c)/signer", f"arn:aws:iam::{ACCOUNT}:role/a:b/(c)/signer"),
         (f"arn:aws:sts::{ACCOUNT}:assumed-role/signer/i-0123", f"arn:aws:iam::{ACCOUNT}:role/signer"),
     ],
 )
@@ -778,7 +1036,12 @@ def test_roles(text: str, arn: str) -> None:
     [
         ("", "expected a role's ARN or name"),
         ("a b", "expected a role's ARN or name"),
+        ("a*/signer", "expected a role's ARN or name"),
         (f"arn:aws:iam::{ACCOUNT}:user/signer", "expected an ARN such as"),
+        (f"arn:aws:iam::{ACCOUNT}:role/*", "expected an ARN such as"),
+        (f"arn:aws:iam::{ACCOUNT}:role/sign?r", "expected an ARN such as"),
+        (f"arn:aws:iam::{ACCOUNT}:role/*/signer", "expected an ARN such as"),
+        (f"arn:aws:iam::{ACCOUNT}:role/the signer", "expected an ARN such as"),
         (f"arn:aws:iam::{ACCOUNT}:instance-profile/signer", "expected an ARN such as"),
         ("arn:aws:iam::444455556666:role/signer", "is of account 444455556666"),
         (f"arn:aws-cn:iam::{ACCOUNT}:role/signer", "another partition"),
@@ -854,11 +1117,31 @@ def test_patterns(pattern: str, covered: bool) -> None:
         ('{"Statement": {"Effect": "Allow", "Principal": "*", "Action": [null]}}', "Action has to be a text"),
         ('{"Statement": {"Effect": "Allow", "Principal": "*", "Action": "*", "Condition": []}}', "Condition has to be"),
         ('{"Statement": {"Effect": "Allow", "Principal": "*", "Action": "*", "Condition": {"Bool": 1}}}', "Condition"),
+        ('{"Version": "2025-01-01", "Statement": {}}', "Version has to be 2012-10-17"),
+        ('{"Version": 2012, "Statement": {}}', "Version has to be 2012-10-17"),
+        ('{"version": "2012-10-17", "Statement": {}}', "version, which is no element of a policy"),
+        ('{"Statement": {"Effect": "Allow", "Principal": {"aws": "*"}, "Action": "*"}}', "Principal has aws, it takes"),
+        # What names nothing: KMS refuses it, and an empty Not... would be everything.
+        *(
+            (
+                f'{{"Statement": {{"Effect": "Allow", "{name}": {nobody}, "Action": "*"}}}}',
+                "statement 1 has no Principal",
+            )
+            for name in ("Principal", "NotPrincipal")
+            for nobody in ("null", "[]", "{}", '{"AWS": []}')
+        ),
+        ('{"Statement": {"Effect": "Allow", "Principal": "*", "Action": []}}', "statement 1 has no Action"),
+        ('{"Statement": {"Effect": "Allow", "Principal": "*", "NotAction": []}}', "statement 1 has no Action"),
     ],
 )
 def test_what_is_no_policy(text: str, reason: str) -> None:
     with pytest.raises(PolicyFormatError, match=reason):
         parse_policy(text)
+
+
+@pytest.mark.parametrize("more", [{}, {"Version": "2008-10-17", "Id": "default"}, {"Version": "2012-10-17"}])
+def test_what_stands_around_the_statements(more: Json) -> None:
+    assert len(parse_policy(json.dumps({**more, "Statement": GOOD}))) == len(GOOD)
 
 
 def test_one_statement_needs_no_list() -> None:

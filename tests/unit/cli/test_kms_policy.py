@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from tests.nitro_cli import PCRS, NitroCli, enclave
-from tests.unit.aws.test_kms_policy import ACCOUNT, ADMIN, BAD, NEW, OLD, ROLE, ZEROS, ours
+from tests.unit.aws.test_kms_policy import ACCOUNT, ADMIN, BAD, NEW, OLD, ROLE, ZEROS, allow, ours
 from tests.unit.cli.test_listing import Outcome, call
 
 NAMED = ("--role", ROLE, "--account", ACCOUNT)
@@ -95,6 +95,14 @@ def test_the_role_of_a_session() -> None:
         (("--pcr0", NEW, *NAMED, "--partition", "aws-cn"), "of another partition"),
         (("--pcr0", NEW, *NAMED, "--admin", "me"), "--admin me: expected arn:aws:iam::"),
         (("--pcr0", NEW, *NAMED, "--admin", ROLE), "--admin and --role are the same"),
+        (("--pcr0", NEW, *NAMED, "--admin", f"arn:aws:iam::{ACCOUNT}:role/*"), "expected arn:aws:iam::"),
+        (("--pcr0", NEW, *NAMED, "--admin", "arn:aws:iam::444455556666:role/x"), "nobody of another account"),
+        (("--pcr0", NEW, *NAMED, "--check", ""), "not an empty text"),
+        (("--pcr0", NEW, *NAMED, "--check-file", ""), "not an empty text"),
+        (("--check", "k", "--pcr0", "abc"), "PCR0: expected 96"),
+        (("--check", "k", "--role", "name"), "--account is needed"),
+        (("--check", "k", "--role", ROLE, "--account", "444455556666"), f"is of account {ACCOUNT}"),
+        (("--check", "k", "--account", "1"), "expected twelve digits"),
         (("--check", "k", "--check-file", "f"), "one of --check and --check-file"),
         (("--check", "k", "--admin", ADMIN), "--admin is for the policy to print"),
     ],
@@ -205,6 +213,13 @@ def test_the_images_given() -> None:
 def test_a_register_that_is_not_asked_for() -> None:
     done = checked(ours(PCR0=[LISTED]), "--pcr0", LISTED, "--pcr8", OLD, *NO_CONFIG)
     assert (done.status, "warning: policy: PCR8 is not asked for" in done.out) == (1, True)
+
+
+def test_the_account_of_the_role_given() -> None:
+    policy = ours(PCR0=[LISTED])
+    policy["Statement"].append(allow("kms:DescribeKey", "arn:aws:iam::444455556666:root"))
+    done = checked(policy, "--role", ROLE, *NO_CONFIG)
+    assert f"is of another account than the key ({ACCOUNT})" in done.out
 
 
 def test_the_role_given() -> None:
