@@ -23,6 +23,7 @@ _MAX_CONFLICT_PAUSE = 0.3
 _FAILED = "ConditionalCheckFailed"
 _BUSY = ("TransactionConflict", "ThrottlingError", "ProvisionedThroughputExceeded")
 """Reasons, beside a failed condition, that end a transaction without having changed anything, and pass."""
+_NEVER_MADE = "If it was never made: signer watermark set or import, and signer serve, make it"
 
 
 class TableObserver(Protocol):
@@ -49,6 +50,7 @@ class MarkTable:
     def __init__(self, client: Client, name: str, *, observer: TableObserver | None = None) -> None:
         self.name = name
         self._table = Table(client, name, items.PARTITION, items.SORT)
+        self._opened = False
         self._observer = observer
 
     async def open(self) -> bool:
@@ -58,6 +60,7 @@ class MarkTable:
             made = await self._table.open(self._probe)
         except SignerError as exc:
             raise self.error(exc) from exc
+        self._opened = True
         if made:
             self._observe("create", began, None)
         return made
@@ -162,6 +165,8 @@ class MarkTable:
         if isinstance(exc, AwsUnavailableError):
             return WatermarkUnavailableError(f"{text}; {self.unknown}")
         if isinstance(exc, AwsError) and exc.code == "ResourceNotFoundException":
+            if not self._opened:
+                return WatermarkStoreError(f"{text}. {_NEVER_MADE}")
             text = (
                 f"{text}: the table is gone. Restore it from a backup that holds the last signed levels: a restart "
                 "makes an empty one, which forgets every mark"
