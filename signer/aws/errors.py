@@ -5,6 +5,7 @@ of which class, and what each usually means, are tables below (section 3.7 of th
 KMS).
 """
 
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -49,6 +50,8 @@ _UNKNOWN_ID = frozenset(("InvalidAccessKeyId", "InvalidClientTokenId", "Unrecogn
 _SKEWED = frozenset(("RequestExpired", "RequestInTheFuture", "RequestTimeTooSkewed"))
 _SIGNATURE = frozenset(("IncompleteSignature", "InvalidSignatureException", "SignatureDoesNotMatch"))
 _DENIED = frozenset(("AccessDenied", "AccessDeniedException", "UnauthorizedOperation"))
+_DENIED_ACTION = re.compile(r"not authorized to perform: ([a-z0-9-]+:[A-Za-z]+)")
+_PERMISSIONS = {"dynamodb:TransactWriteItems": "dynamodb:PutItem"}  # no policy knows the former; ours are puts mostly
 _ABSENT = frozenset(("NotFoundException", "ResourceNotFoundException"))
 
 _CLOCK = "this machine's clock is wrong by minutes (`timedatectl` tells), or a proxy holds requests back"
@@ -114,6 +117,11 @@ class Call:
     def name(self) -> str:
         """As policies call it: "kms:Sign"."""
         return f"{self.service}:{self.action}"
+
+    def permission(self, message: str) -> str:
+        """The one that a role lacks, where AWS refuses with *message*; it may be named otherwise than the call."""
+        told = _DENIED_ACTION.search(message)
+        return told[1] if told else _PERMISSIONS.get(self.name, self.name)
 
     def fails(
         self,
@@ -189,7 +197,7 @@ def _cure(call: Call, code: str, message: str) -> str:
         return f"the resource is in {theirs}, and the client asks in {call.region}: set region: {theirs}"
     if code in _DENIED:
         what = f"on {call.resource}" if call.resource else "on *"
-        return f"the role needs {call.name} {what}, by its own policy or by that of the resource"
+        return f"the role needs {call.permission(message)} {what}, by its own policy or by that of the resource"
     if code in _ABSENT:
         return f"nothing of that name in {call.region or 'the region'}: look at the name, the region and the account"
     return ""
