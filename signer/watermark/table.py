@@ -48,9 +48,9 @@ class MarkTable:
     """The marks in the table *name*."""
 
     def __init__(self, client: Client, name: str, *, observer: TableObserver | None = None) -> None:
+        self._opened = False
         self.name = name
         self._table = Table(client, name, items.PARTITION, items.SORT)
-        self._opened = False
         self._observer = observer
 
     async def open(self) -> bool:
@@ -163,7 +163,8 @@ class MarkTable:
             return exc
         text = f"watermark table {self.name}: {exc}"
         if isinstance(exc, AwsUnavailableError):
-            return WatermarkUnavailableError(f"{text}; {self.unknown}")
+            meaning = "it was only read" if exc.action == "dynamodb:Scan" else self.unknown
+            return WatermarkUnavailableError(f"{text}; {meaning}")
         if isinstance(exc, AwsError) and exc.code == "ResourceNotFoundException":
             if not self._opened:
                 return WatermarkStoreError(f"{text}. {_NEVER_MADE}")

@@ -152,6 +152,9 @@ async def test_what_keeps_an_operator(
     with pytest.raises(WatermarkUnavailableError, match="no answer within 15 s"):
         await table_admin.reset_mark(table, PKH, CHAIN, None, **SURE)
     server.gate = None
+    server.faults.extend(("throttled",))
+    with pytest.raises(WatermarkUnavailableError, match="no answer from Scan; it was only read"):
+        await table_admin.list_marks(table)
     server.denied = {"Scan", "TransactWriteItems"}
     with pytest.raises(WatermarkStoreError, match="AccessDenied.*Scan"):
         await table_admin.list_marks(table)
