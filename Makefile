@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet
 
 .DEFAULT_GOAL := help
-.PHONY: help run install test test-vsock test-nitro drill lint format bench bench-proxy lock clean
+.PHONY: help run install test test-vsock test-nitro drill lint format bench bench-kms bench-proxy lock clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -79,6 +79,9 @@ format: $(VENV)/.dev ## rewrite the sources in the project's format
 
 bench: $(VENV)/.dev ## measure signing against its floor (raw signing plus raw durable write)
 	@$(BIN)/python -m tests.bench
+
+bench-kms: $(VENV)/.dev ## measure keys in KMS against plain boto3 asking the same server (ARGS=--help)
+	@$(BIN)/python -m tests.bench.kms $(ARGS)
 
 bench-proxy: $(VENV)/.dev ## measure the proxy against a direct connection (ARGS=--help)
 	@$(BIN)/python -m tests.bench.proxy $(ARGS)

@@ -499,6 +499,7 @@ def _build_nitro(name: str, nitro: NitroSettings, base_dir: Path, tasks: Tasks) 
             secret_access_key=keys.secret_access_key.get_secret_value(),
             session_token=keys.session_token.get_secret_value(),
             region=keys.region,
+            kms_region=nitro.kms_region,
         ),
         encryption_key_id=nitro.encryption_key_id,
         connect=connect,

@@ -5,6 +5,7 @@ of which class, and what each usually means, are tables below (section 3.7 of th
 KMS).
 """
 
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -51,6 +52,8 @@ _SKEWED = frozenset(("RequestExpired", "RequestInTheFuture", "RequestTimeTooSkew
 _SIGNATURE = frozenset(("IncompleteSignature", "InvalidSignatureException", "SignatureDoesNotMatch"))
 _OF_ALL = _EXPIRED | _UNKNOWN_ID | _SKEWED | _SIGNATURE | {"MissingAuthenticationToken"}
 _DENIED = frozenset(("AccessDenied", "AccessDeniedException", "UnauthorizedOperation"))
+_DENIED_ACTION = re.compile(r"not authorized to perform: ([a-z0-9-]+:[A-Za-z]+)")
+_PERMISSIONS = {"dynamodb:TransactWriteItems": "dynamodb:PutItem"}  # no policy knows the former; ours are puts mostly
 _ABSENT = frozenset(("NotFoundException", "ResourceNotFoundException"))
 
 _CANONICAL = "The Canonical String"  # "for this request should have been": all headers follow
@@ -124,6 +127,11 @@ class Call:
     def name(self) -> str:
         """As policies call it: "kms:Sign"."""
         return f"{self.service}:{self.action}"
+
+    def permission(self, message: str) -> str:
+        """The one that a role lacks, where AWS refuses with *message*; it may be named otherwise than the call."""
+        told = _DENIED_ACTION.search(message)
+        return told[1] if told else _PERMISSIONS.get(self.name, self.name)
 
     def fails(
         self,
@@ -212,7 +220,7 @@ def _cure(call: Call, code: str, message: str) -> str:
         return f"the resource is in {theirs}, and the client asks in {call.region}: set region: {theirs}"
     if code in _DENIED:
         what = f"on {call.resource}" if call.resource else "on *"
-        return f"the role needs {call.name} {what}, by its own policy or by that of the resource"
+        return f"the role needs {call.permission(message)} {what}, by its own policy or by that of the resource"
     if code == "DisabledException":
         return f"somebody has disabled the key: aws kms enable-key --key-id {call.resource}"
     if code == "KMSInvalidStateException":

@@ -37,6 +37,9 @@ DEFAULT_ENCLAVE_PORT = 2000
 _HOST_PORT = "expected host:port, such as 127.0.0.1:6732 or :6732, with a port from 1 to 65535"
 _MAX_UINT32 = 2**32 - 1
 CID_PATTERN = "{cid}"  # in an enclave_address
+_KMS_REGION = re.compile(  # in an ARN, and in the name of an endpoint of KMS, in a VPC or not
+    r"arn:[a-z-]+:kms:([a-z0-9-]+):.*|(?:.*\.)?kms(?:-fips)?\.([a-z0-9-]+-[0-9]+)\..*"
+)
 _HOST = re.compile(r"[A-Za-z0-9]([A-Za-z0-9-]{0,62})(\.[A-Za-z0-9]([A-Za-z0-9-]{0,62}))*\.?")
 
 
@@ -330,6 +333,14 @@ class NitroSettings(Strict):
                 return address.UnixAddress(base, self.proxy_local_port)
             case address.TcpAddress():
                 return address.TcpAddress("127.0.0.1", self.proxy_local_port)
+
+    @property
+    def kms_region(self) -> str:
+        """The region that the key's ARN names, or the host behind the proxy; "" where neither does."""
+        for text in (self.encryption_key_id, self.proxy_remote_address):
+            if match := _KMS_REGION.fullmatch(text):
+                return match[1] or match[2]
+        return ""
 
     @property
     def fixed_cid(self) -> int | None:

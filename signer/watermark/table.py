@@ -24,6 +24,7 @@ _MAX_CONFLICT_PAUSE = 0.3
 _FAILED = "ConditionalCheckFailed"
 _BUSY = ("TransactionConflict", "ThrottlingError", "ProvisionedThroughputExceeded")
 """Reasons, beside a failed condition, that end a transaction without having changed anything, and pass."""
+_NEVER_MADE = "If it was never made: signer watermark set or import, and signer serve, make it"
 
 
 class TableObserver(Protocol):
@@ -48,6 +49,7 @@ class MarkTable:
     """The marks in the table *name*."""
 
     def __init__(self, client: Client, name: str, *, observer: TableObserver | None = None) -> None:
+        self._opened = False
         self.name = name
         self._table = Table(client, name, items.PARTITION, items.SORT)
         self._observer = observer
@@ -60,6 +62,7 @@ class MarkTable:
             made = await self._table.open(self._probe)
         except SignerError as exc:
             raise self.error(exc) from exc
+        self._opened = True
         if made:
             self._observe("create", began, None)
         return made
@@ -178,8 +181,11 @@ class MarkTable:
             return exc
         text = f"watermark table {self.name}: {exc}"
         if isinstance(exc, AwsUnavailableError):
-            return WatermarkUnavailableError(f"{text}; {self.unknown}")
+            meaning = "it was only read" if exc.action == "dynamodb:Scan" else self.unknown
+            return WatermarkUnavailableError(f"{text}; {meaning}")
         if isinstance(exc, AwsError) and exc.code == "ResourceNotFoundException":
+            if not self._opened:
+                return WatermarkStoreError(f"{text}. {_NEVER_MADE}")
             text = (
                 f"{text}: the table is gone. Restore it from a backup that holds the last signed levels: a restart "
                 "makes an empty one, which forgets every mark"

@@ -22,6 +22,7 @@ from signer.watermark.sources import Entry, merge, read
 from signer.watermark.table import DEFAULT_TABLE, MarkTable, WatermarkUnavailableError
 
 _TIMEOUT = 15.0  # seconds for one change; an operator waits for it
+_OPEN_TIMEOUT = 60.0  # seconds until the table is there; one that has to be made takes some ten
 _CONNECT_TIMEOUT, _READ_TIMEOUT = 1.0, 1.0  # seconds; DynamoDB takes some ms, and a lost reply leaves time to ask again
 _AT_ONCE = 4  # marks raised at once: a table with few units is throttled by more, and then each has to wait
 _PAUSE = 1.0  # seconds before a mark is tried again; each try took up to `_TIMEOUT` before
@@ -57,9 +58,16 @@ async def list_marks(table: MarkTable) -> list[Entry]:
 async def set_mark(table: MarkTable, key: MarkKey, level: int, round: int) -> None:
     """Raise a mark; raises `MarkRefusedError` for one that is not higher."""
     admin.check_settable(level, round)
+    await _open(table)
     standing = await _raise(table, key, Mark(level, round))
     if standing is not None:
         raise admin.not_raised(key, standing)
+
+
+async def _open(table: MarkTable) -> None:
+    """Make the table where it is missing: marks are to stand in it before a signer signs its first level."""
+    with _limited(table, _OPEN_TIMEOUT):
+        await table.open()
 
 
 async def _raise(table: MarkTable, key: MarkKey, mark: Mark) -> Mark | None:
@@ -71,12 +79,12 @@ async def _raise(table: MarkTable, key: MarkKey, mark: Mark) -> Mark | None:
 
 
 @contextmanager
-def _limited(table: MarkTable) -> Iterator[None]:
+def _limited(table: MarkTable, seconds: float = _TIMEOUT) -> Iterator[None]:
     try:
-        with trio.fail_after(_TIMEOUT):
+        with trio.fail_after(seconds):
             yield
     except trio.TooSlowError as exc:
-        text = f"watermark table {table.name}: no answer within {_TIMEOUT:g} s; the change may have been made"
+        text = f"watermark table {table.name}: no answer within {seconds:g} s; the change may have been made"
         raise WatermarkUnavailableError(text) from exc
 
 
@@ -108,6 +116,7 @@ async def reset_mark(
 async def import_marks(table: MarkTable, source: Path) -> tuple[int, int]:
     """Take over the marks of another signer at *source*; returns how many were read and how many raised the table's."""
     sources = await trio.to_thread.run_sync(read, source)
+    await _open(table)
     moved = await _raise_all(table, merge(sources).items())
     return sum(len(one.entries) for one in sources), moved
 

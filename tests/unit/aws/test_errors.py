@@ -13,6 +13,7 @@ from signer.errors import UnavailableError
 
 KEY = "arn:aws:kms:eu-west-1:111122223333:key/1234abcd"
 CALL = Call("vault kms", "kms", "Sign", KEY, "eu-west-1")
+WRITE = Call("watermark", "dynamodb", "TransactWriteItems", "table/watermark", "eu-west-1")
 
 
 def refusal(code: str, message: str = "m", status: int = 400) -> dict[str, Any]:
@@ -59,6 +60,13 @@ def test_a_refusal_is_not_repeated(code: str) -> None:
     [
         (CALL, "AccessDeniedException", "no", f"the role needs kms:Sign on {KEY}"),
         (Call("v", "kms", "ListKeys"), "AccessDeniedException", "no", "the role needs kms:ListKeys on *"),
+        (WRITE, "AccessDeniedException", "no", "the role needs dynamodb:PutItem on table/watermark"),
+        (
+            WRITE,
+            "AccessDeniedException",
+            "User: arn:aws:sts::1:assumed-role/r/i is not authorized to perform: dynamodb:DeleteItem on resource: x",
+            "the role needs dynamodb:DeleteItem on table/watermark",
+        ),
         (CALL, "ExpiredTokenException", "is expired", "the session token has expired"),
         (CALL, "ExpiredToken", "is expired", "the session token has expired"),
         (CALL, "InvalidSignatureException", "Signature expired: a is now earlier than b", "clock is wrong"),

@@ -115,3 +115,23 @@ vaults:
     }
     assert shown["auto"]["expected_pcrs"] == {"PCR0": [A, B]}
     assert (shown["auto"]["enclave_name"], shown["auto"]["sessions"]) == ("n", 2)
+
+
+@pytest.mark.parametrize(
+    ("key", "proxy", "region"),
+    [
+        ("arn:aws:kms:us-west-2:123456789012:key/771dfdac-e8e9-4f40-9747-f56d0911fce4", "", "us-west-2"),
+        ("arn:aws-us-gov:kms:us-gov-west-1:123456789012:alias/a", "kms.us-west-2.amazonaws.com:443", "us-gov-west-1"),
+        ("771dfdac-e8e9-4f40-9747-f56d0911fce4", "kms.us-west-2.amazonaws.com:443", "us-west-2"),
+        ("alias/a", "kms-fips.us-east-1.amazonaws.com:443", "us-east-1"),
+        ("alias/a", "kms.cn-north-1.amazonaws.com.cn:443", "cn-north-1"),
+        ("alias/a", "vpce-0a1b-2c3d.kms.eu-west-1.vpce.amazonaws.com:443", "eu-west-1"),
+        ("alias/a", "kms.eu-west-1.api.aws:443", "eu-west-1"),
+        ("alias/kms.eu-west-1.x", "127.0.0.1:8443", ""),
+        ("alias/a", "kms.example.com:443", ""),
+        ("alias/a", "", ""),
+    ],
+)
+def test_the_region_that_key_or_proxy_name(tmp_path: Path, key: str, proxy: str, region: str) -> None:
+    settings = nitro(tmp_path, f"encryption_key_id: {key}\nproxy_remote_address: '{proxy}'\n")
+    assert settings.kms_region == region

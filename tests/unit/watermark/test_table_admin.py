@@ -101,6 +101,21 @@ async def test_import_and_export(table: MarkTable, tmp_path: Path) -> None:
         await table_admin.export_signatory(table, tmp_path / "none")
 
 
+@pytest.mark.parametrize("way", ["set", "import"])
+async def test_marks_come_before_the_first_signer(server: Dynamo, tmp_path: Path, way: str) -> None:
+    """Whoever comes from another signer must be able to raise marks while nothing signs yet."""
+    table = MarkTable(server, "watermark")
+    for look in (table_admin.list_marks(table), table_admin.reset_mark(table, PKH, CHAIN, None, **SURE)):
+        with pytest.raises(WatermarkStoreError, match="If it was never made: signer watermark set or import"):
+            await look
+    if way == "set":
+        await table_admin.set_mark(table, BLOCK, 30, 0)
+    else:
+        (tmp_path / f"{CHAIN}.json").write_text(json.dumps({str(PKH): {"block": {"level": 30}}}))
+        assert await table_admin.import_marks(table, tmp_path / f"{CHAIN}.json") == (1, 1)
+    assert await table_admin.list_marks(table) == [(BLOCK, Mark(30, 0))]
+
+
 async def test_marks_of_the_file_are_taken_over_at_the_start(
     server: Dynamo, table: MarkTable, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -132,9 +147,14 @@ async def test_what_keeps_an_operator(
     server: Dynamo, table: MarkTable, tmp_path: Path, autojump_clock: trio.testing.MockClock
 ) -> None:
     server.gate = trio.Event()
-    with pytest.raises(WatermarkUnavailableError, match="no answer within 15 s"):
+    with pytest.raises(WatermarkUnavailableError, match="no answer within 60 s"):
         await table_admin.set_mark(table, KEY, 1, 0)
+    with pytest.raises(WatermarkUnavailableError, match="no answer within 15 s"):
+        await table_admin.reset_mark(table, PKH, CHAIN, None, **SURE)
     server.gate = None
+    server.faults.extend(("throttled",))
+    with pytest.raises(WatermarkUnavailableError, match="no answer from Scan; it was only read"):
+        await table_admin.list_marks(table)
     server.denied = {"Scan", "TransactWriteItems"}
     with pytest.raises(WatermarkStoreError, match="AccessDenied.*Scan"):
         await table_admin.list_marks(table)
