@@ -224,7 +224,7 @@ async def test_the_items_of_the_reference_are_reset(server: Dynamo, table: MarkT
 
 async def test_what_stands_untold_was_not_raised(server: Dynamo, table: MarkTable) -> None:
     """A refusal without the item, as an older server or a proxy in between gives it, is no success."""
-    server.faults.append("ConditionalCheckFailedException")
+    server.faults.extend(["", "", "ConditionalCheckFailedException"])
     with pytest.raises(WatermarkStoreError, match="doesn't say what stands"):
         await table_admin.set_mark(table, BLOCK, 10, 0)
 
