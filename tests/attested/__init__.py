@@ -1,1 +1,1 @@
-"""Stand-ins for what only an enclave has: documents, the security module, the custody of KMS."""
+"""Stand-ins for what surrounds an attested enclave: documents, the security module, KMS."""
