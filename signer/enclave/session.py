@@ -14,18 +14,23 @@ from signer.crypto.interface import SecretKey
 from signer.enclave.log import say
 from signer.enclave.sealing.interface import Sealer, Sealing, SealingError
 from signer.rpc.messages import (
+    Attest,
+    AttestKey,
     Call,
     Created,
     Generate,
     GenerateAndImport,
     Import,
     Imported,
+    ImportSealed,
     ImportUnencrypted,
     Initialize,
+    InitializeSealed,
     MalformedCallError,
     ProvePossession,
     PublicKeyFrom,
     PublicKeyOf,
+    Reseal,
     Result,
     Sign,
     SignWith,
@@ -86,10 +91,10 @@ class Session:
 
     async def _perform(self, call: Call) -> Result:
         if isinstance(call, Initialize):
-            if self._sealer is not None:
-                raise _CallError("already initialized")
-            self._sealer = self._sealing.session(call)
+            self._initialize(call)
             return None
+        if isinstance(call, Attest | ImportSealed | AttestKey | InitializeSealed):
+            raise _CallError("attestation error", "this enclave program has no security module: it cannot attest")
         if self._sealer is None:
             raise _CallError("uninitialized")
         match call:
@@ -103,9 +108,17 @@ class Session:
             case _:
                 return await self._perform_sealed(call, self._sealer)
 
+    def _initialize(self, call: Initialize) -> None:
+        if self._sealer is None:
+            self._sealer = self._sealing.session(call)
+        elif call.update:
+            self._sealer.update(call)
+        else:
+            raise _CallError("already initialized")
+
     async def _perform_sealed(
         self,
-        call: Import | ImportUnencrypted | Generate | GenerateAndImport | SignWith | PublicKeyFrom,
+        call: Import | ImportUnencrypted | Generate | GenerateAndImport | SignWith | PublicKeyFrom | Reseal,
         sealer: Sealer,
     ) -> Result:
         """The calls that seal or open a key."""
@@ -115,6 +128,8 @@ class Session:
                 key = await sealer.open(blob)
                 return Imported(key.public_key, self._keep(key))
             case ImportUnencrypted(curve, secret):
+                if not self._sealing.takes_unencrypted:
+                    raise _CallError("legacy blob refused", "this image takes keys sealed to it only")
                 self._room()
                 return await self._created(load_secret_key(curve, secret), sealer)
             case GenerateAndImport(curve):
@@ -138,6 +153,12 @@ class Session:
                     return key.public_key
                 finally:
                     key.wipe()
+            case Reseal(blob):
+                sealed = await sealer.reseal(blob)
+                try:
+                    return Created(sealed.blob, sealed.key.public_key, None)
+                finally:
+                    sealed.key.wipe()
             case _:
                 assert_never(call)
 

@@ -25,6 +25,7 @@ from signer.rpc.messages import (
     PublicKeyFrom,
     PublicKeyOf,
     RemoteError,
+    Reseal,
     Result,
     Sign,
     SignWith,
@@ -155,13 +156,65 @@ async def test_entropy_makes_the_keys() -> None:
     assert created.public_key == load_secret_key(Curve.ED25519, b"\7" * 32).public_key
 
 
+async def test_an_update_keeps_the_keys() -> None:
+    taken: list[Initialize] = []
+
+    class Watched(LocalSealing):
+        def update(self, credentials: Initialize) -> None:
+            if not credentials.access_key_id:
+                raise SealingError("encryption error", "no credentials")
+            taken.append(credentials)
+
+    session = Session(Watched(bytes(32)))
+    await ask(session, Initialize(access_key_id="a", update=True))  # opens a session as any other
+    assert taken == []
+    await ask(session, GenerateAndImport(Curve.ED25519))
+    await ask(session, Initialize(access_key_id="b", update=True))
+    assert [one.access_key_id for one in taken] == ["b"]
+    with pytest.raises(RemoteError, match="no credentials"):
+        await ask(session, Initialize(update=True))
+    with pytest.raises(RemoteError, match="^already initialized$"):
+        await ask(session, Initialize(access_key_id="c"))
+    assert isinstance(await ask(session, Sign(0, b"still there", 2)), Signature)
+    assert len(taken) == 1
+
+
+@pytest.mark.parametrize("curve", list(Curve))
+async def test_reseal_gives_another_blob_of_the_same_key(curve: Curve) -> None:
+    session = await opened()
+    key = load_secret_key(curve, bytes(range(1, 33)))
+    for marks in (None, "arn:aws:dynamodb:us-west-2:1:table/marks"):
+        blob = await SEALING.seal(key, marks=marks)
+        resealed = await ask(session, Reseal(blob))
+        assert isinstance(resealed, Created)
+        assert (resealed.public_key, resealed.handle) == (key.public_key, None)
+        assert resealed.encrypted_private_key != blob
+        assert (await SEALING.open(resealed.encrypted_private_key)).public_key == key.public_key
+        assert SEALING.marks(resealed.encrypted_private_key) == marks
+    assert session.number_of_keys == 0
+    with pytest.raises(RemoteError, match="format"):
+        await ask(session, Reseal(b"junk"))
+
+
+async def test_a_strict_image_takes_no_key_in_clear() -> None:
+    class Strict(LocalSealing):
+        takes_unencrypted = False
+
+    session = Session(Strict(bytes(32)))
+    await ask(session, Initialize())
+    with pytest.raises(RemoteError, match="^legacy blob refused"):
+        await ask(session, ImportUnencrypted(Curve.P256, bytes(31) + b"\1"))
+    assert session.number_of_keys == 0
+    assert isinstance(await ask(session, GenerateAndImport(Curve.P256)), Created)
+
+
 # -- sealing
 
 
 @pytest.mark.parametrize("curve", list(Curve))
 async def test_a_sealed_key_opens_only_unchanged_and_under_its_key(curve: Curve) -> None:
     key = load_secret_key(curve, bytes(range(1, 33)))
-    blob = await SEALING.seal(key)
+    blob = await SEALING.seal(key, marks="arn:aws:dynamodb:us-west-2:1:table/marks")
     assert bytes(range(1, 33)) not in blob
     assert (await SEALING.open(blob)).public_key == key.public_key
     for position in range(len(blob)):
@@ -201,7 +254,12 @@ async def test_no_sealing_is_the_plaintext_and_says_so(capsys: pytest.CaptureFix
     blob = await sealing.seal(key)
     assert blob.hex() == "a167456432353531395820cfe0c48fe7530d3aba4f5b3a9b33073251691a83fbc1ab248db31c42ec2b9703"
     assert (await sealing.open(blob)).public_key == key.public_key
+    assert sealing.marks(blob) is None
     assert capsys.readouterr().err.count("WARNING sealing is off") == 2
+    with pytest.raises(SealingError, match="cannot be bound"):
+        await sealing.seal(key, marks="arn")
+    with pytest.raises(SealingError, match="no version 1"):
+        await sealing.reseal(blob)
     for bad in (b"", dumps({"Rsa": b""}), dumps({"NistP256": bytes(32)}), dumps({"Bls": bytes(5)})):
         with pytest.raises(SealingError, match="deserialization error"):
             await sealing.open(bad)
