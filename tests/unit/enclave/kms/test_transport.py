@@ -1,5 +1,6 @@
 """HTTPS from inside: who is believed, how long is waited, and what becomes of a connection."""
 
+import contextlib
 import hashlib
 import ssl
 from collections.abc import Callable
@@ -8,6 +9,8 @@ from datetime import timedelta
 import h11
 import pytest
 import trio
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from trio.testing import MockClock
 
 from signer.enclave.kms.transport import (
@@ -170,6 +173,30 @@ async def test_every_truncation_of_an_answer(autojump_clock: MockClock) -> None:
         for _ in range(len(answer)):
             with pytest.raises(TransportError):
                 await transport.post(HEADERS, b"{}")
+
+
+ANSWER_PARTS = st.sampled_from(
+    [OK, b"HTTP/1.1 ", b"\r\n", b"\r\n\r\n", b"Content-Length: 3", b"Transfer-Encoding: chunked", b"ffffffff\r\n", b"0"]
+)
+
+
+@settings(max_examples=100, deadline=None)
+@given(st.lists(ANSWER_PARTS | st.binary(max_size=20), max_size=8))
+def test_any_answer(parts: list[bytes]) -> None:
+    """An answer or a `TransportError`, whatever comes, and nothing else."""
+
+    async def script(far: Far) -> None:
+        await far.request()
+        await far.stream.send_all(b"".join(parts))
+
+    async def main() -> None:
+        async with trio.open_nursery() as nursery:
+            transport = over(Peer(nursery, script).connect)
+            with contextlib.suppress(TransportError):
+                await transport.post(HEADERS, b"{}")
+            await transport.aclose()
+
+    trio.run(main, clock=MockClock(autojump_threshold=0))
 
 
 @pytest.mark.parametrize(
