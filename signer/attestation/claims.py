@@ -69,9 +69,8 @@ def decode(data: bytes | None) -> Claims:
         raise ClaimsError(f"user data of an attestation document: {exc}") from None
     _require(isinstance(fields, dict) and fields.get(_NAME_KEY) == _PROGRAM, f"it is not that of {_PROGRAM}")
     assert isinstance(fields, dict)
-    version = fields.get(_VERSION_KEY)
     _require(
-        type(version) is int and version == _VERSION,
+        fields.get(_VERSION_KEY) == _VERSION,
         f"its version is not {_VERSION}; the enclave's image and this program do not fit together",
     )
     claims = _from_fields(fields)

@@ -12,6 +12,8 @@ import cbor2
 import pytest
 from cryptography import x509
 from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.hazmat.primitives.hashes import SHA256, SHA384
+from cryptography.x509.name import _ASN1Type
 from cryptography.x509.oid import ExtendedKeyUsageOID
 from hypothesis import given
 from hypothesis import strategies as st
@@ -305,6 +307,25 @@ def test_names_must_chain_too() -> None:
     assert refusal(_signed_by(leaf, root(), above)) == "chain"
 
 
+def test_a_name_in_another_encoding_is_another_name() -> None:
+    above = issue(root(), "authority", **_LIFE)
+    printable = x509.Name(
+        [
+            x509.NameAttribute(each.oid, each.value, _type=_ASN1Type.PrintableString)
+            for each in above.certificate.subject
+        ]
+    )
+    assert printable == above.certificate.subject
+    builder = x509.CertificateBuilder().subject_name(printable).issuer_name(root().certificate.subject)
+    builder = builder.public_key(above.key.public_key()).serial_number(1)
+    builder = builder.not_valid_before(_LIFE["begins"]).not_valid_after(_LIFE["begins"] + _LIFE["lives"])
+    for extension in above.certificate.extensions:
+        builder = builder.add_extension(extension.value, extension.critical)
+    double = Authority(builder.sign(root().key, SHA384()), above.key)
+    assert refusal(_signed_by(issue(double, "leaf", **_LEAF), root(), double)) == ""
+    assert refusal(_signed_by(issue(double, "leaf", **_LEAF), root(), above)) == "chain"
+
+
 def test_a_key_of_the_same_name_is_not_the_issuer() -> None:
     above, double = (issue(root(), "authority", **_LIFE) for _ in range(2))
     assert refusal(_signed_by(issue(double, "leaf", **_LEAF), root(), above)) == "chain"
@@ -318,8 +339,6 @@ def test_bytes_behind_a_certificate_are_refused() -> None:
 
 def test_a_certificate_signed_with_another_hash_is_refused() -> None:
     """Same key and names; only the algorithm differs."""
-    from cryptography.hazmat.primitives.hashes import SHA256
-
     key = ec.generate_private_key(ec.SECP384R1())
     good = issue(root(), "leaf", **_LEAF).certificate
     builder = (
@@ -333,8 +352,8 @@ def test_a_certificate_signed_with_another_hash_is_refused() -> None:
     )
     for extension in good.extensions:
         builder = builder.add_extension(extension.value, extension.critical)
-    for algorithm, reason in ((SHA256(), "chain"), (None, "")):
-        leaf = Authority(builder.sign(root().key, algorithm or good.signature_hash_algorithm), key)  # type: ignore[arg-type]
+    for algorithm, reason in ((SHA256(), "chain"), (SHA384(), "")):
+        leaf = Authority(builder.sign(root().key, algorithm), key)
         assert refusal(_signed_by(leaf, root())) == reason
 
 
@@ -353,7 +372,7 @@ def test_both_extensions_are_needed(missing: type[x509.ExtensionType]) -> None:
     for extension in good.certificate.extensions:
         if not isinstance(extension.value, missing):
             builder = builder.add_extension(extension.value, extension.critical)
-    leaf = Authority(builder.sign(root().key, good.certificate.signature_hash_algorithm), good.key)  # type: ignore[arg-type]
+    leaf = Authority(builder.sign(root().key, SHA384()), good.key)
     assert refusal(_signed_by(leaf, root())) == "chain"
 
 
@@ -399,6 +418,12 @@ def test_payload_that_is_taken(change: dict[str, object]) -> None:
     assert refusal(_with(**change)) == ""
 
 
+def test_a_key_that_is_no_text_is_refused_beside_all_fields() -> None:
+    fields = cbor2.loads(make_payload(chain(), made_at=NOW, nonce=NONCE))
+    assert refusal(sign(cbor2.dumps(fields | {"1": 1}), chain().key)) == ""
+    assert refusal(sign(cbor2.dumps(fields | {1: 1}), chain().key)) == "payload"
+
+
 @pytest.mark.parametrize(
     ("payload", "reason"),
     [
@@ -439,6 +464,7 @@ def test_payload_that_is_no_map_of_texts(payload: bytes, reason: str) -> None:
         (lambda four: [*four[:3], four[3][:95]], "signature"),
         (lambda four: [*four[:3], four[3] + b"\0"], "signature"),
         (lambda four: [*four[:3], b""], "signature"),
+        (lambda four: [*four[:3], four[3][:48] + b"\0" + four[3][48:]], "signature"),  # the same two numbers
         (lambda four: [*four[:3], bytes(96)], "signature"),
         (lambda four: [*four[:3], b"\xff" * 96], "signature"),
     ],

@@ -4,6 +4,8 @@ import base64
 import hashlib
 
 import pytest
+from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PublicKey
+from cryptography.hazmat.primitives.hpke import AEAD, KDF, KEM, Suite
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -153,3 +155,12 @@ def test_length() -> None:
     assert len(open_(secret, enc, ciphertext, b"info")) == MAX_CIPHERTEXT - 16
     with pytest.raises(SealedError, match="too many"):
         seal(raw, b"info", bytes(MAX_CIPHERTEXT - 15))
+
+
+def test_a_ciphertext_that_is_too_long_is_not_even_tried() -> None:
+    secret, public_key = generate()
+    suite = Suite(KEM.X25519, KDF.HKDF_SHA256, AEAD.AES_256_GCM)
+    key = X25519PublicKey.from_public_bytes(raw_public_key(public_key))
+    sealed = suite.encrypt(bytes(MAX_CIPHERTEXT - 15), key, b"info")
+    with pytest.raises(SealedError, match=r"^decryption failed$"):
+        open_(secret, sealed[:32], sealed[32:], b"info")
