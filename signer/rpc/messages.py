@@ -28,7 +28,7 @@ MIN_NONCE, MAX_NONCE = 16, 64  # bytes
 MAX_USER_DATA = 256  # bytes of the caller's user data
 MAX_CIPHERTEXT = 4096  # bytes; a sealed key has 39 to 45, sealed credentials a few hundred to two thousand
 MAX_ADDRESS = 64  # characters; an address has 36
-MAX_MARKS = 2048  # characters of an ARN
+MAX_MARKS = 320  # characters of an ARN; that of a table with the longest name has some 310
 X25519_LENGTH = 32  # bytes of a public key, and of what HPKE calls enc
 
 CURVE_NAMES = {
@@ -552,9 +552,10 @@ def _limited(value: object, what: str, limit: int) -> bytes:
 
 
 def _short_text(value: object, what: str, limit: int) -> str:
+    """Printable ASCII: it becomes part of what a sealed message is bound to, and is shown to people."""
     text = _text(value, what)
-    if not 0 < len(text) <= limit:
-        raise _Mismatch(f"{what} must have 1 to {limit} characters")
+    if not (0 < len(text) <= limit and text.isascii() and text.isprintable()):
+        raise _Mismatch(f"{what} must have 1 to {limit} printable ASCII characters")
     return text
 
 

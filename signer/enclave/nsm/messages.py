@@ -7,6 +7,7 @@ unchecked, and all that is wrong with it is an `NsmError`.
 
 from dataclasses import dataclass, field
 
+from signer.attestation.cbor import CborError, decode
 from signer.enclave.nsm.interface import (
     INPUT_TOO_LARGE,
     INTERNAL_ERROR,
@@ -16,7 +17,7 @@ from signer.enclave.nsm.interface import (
     NsmError,
     Register,
 )
-from signer.rpc._cbor import CborError, dumps, loads
+from signer.rpc._cbor import dumps
 
 MAX_REQUEST = 0x1000  # bytes; the driver refuses more
 PCR_LENGTH = 48  # bytes of SHA-384
@@ -171,7 +172,7 @@ def decode_document(answer: bytes) -> bytes:
     return _bytes(_fields(answer, Attestation).get("document"))
 
 
-def _fields(answer: bytes, request: type[Request]) -> dict[object, object]:
+def _fields(answer: bytes, request: type[Request]) -> dict[int | str, object]:
     """The map that answers a call with a result."""
     item, name = _answer(answer), _NAMES[request]
     fields = item.get(name) if isinstance(item, dict) and len(item) == 1 else None
@@ -183,7 +184,7 @@ def _fields(answer: bytes, request: type[Request]) -> dict[object, object]:
 def _answer(answer: bytes) -> object:
     """The item in *answer*; raises the error that it may be."""
     try:
-        item = loads(answer)
+        item = decode(answer)
     except CborError as exc:
         raise NsmError(INTERNAL_ERROR, f"undecodable answer: {exc}") from exc
     if isinstance(item, dict) and set(item) == {"Error"}:

@@ -5,8 +5,9 @@ from pathlib import Path
 
 import pytest
 
-from signer.crypto import load_secret_key, verify, verify_possession
+from signer.crypto import generate_secret_key, load_secret_key, verify, verify_possession
 from signer.enclave import session as session_module
+from signer.enclave.entropy import MixedEntropy
 from signer.enclave.sealing.interface import SealingError
 from signer.enclave.sealing.local import KeyFileError, LocalSealing, load_or_create_key_file
 from signer.enclave.sealing.none import NoSealing
@@ -33,6 +34,7 @@ from signer.rpc.messages import (
     encode_call,
 )
 from signer.tezos.keys import Curve, Signature
+from tests.attested.nsm import FakeNsm
 
 SEALING = LocalSealing(bytes(32))
 
@@ -140,20 +142,48 @@ async def test_keys_are_limited_and_wiped(monkeypatch: pytest.MonkeyPatch) -> No
     kept = list(session._keys)
     session.close()
     assert session.number_of_keys == 0
-    assert not any(any(key.secret_bytes()) for key in kept)
+    assert not any(any(held.key.secret_bytes()) for held in kept)
     with pytest.raises(RemoteError, match="uninitialized"):
         await ask(session, PublicKeyOf(0))
 
 
-async def test_entropy_makes_the_keys() -> None:
-    def entropy(count: int) -> bytes:
-        return b"\7" * count
+@pytest.mark.parametrize("curve", list(Curve))
+async def test_entropy_makes_the_keys(curve: Curve) -> None:
+    async def entropy() -> bytes:
+        return b"\7" * 32
 
     session = Session(SEALING, entropy=entropy)
     await ask(session, Initialize())
-    created = await ask(session, GenerateAndImport(Curve.ED25519))
+    for call in (GenerateAndImport(curve), Generate(curve)):
+        created = await ask(session, call)
+        assert isinstance(created, Created)
+        assert created.public_key == generate_secret_key(curve, lambda count: b"\7" * count).public_key
+
+
+@pytest.mark.parametrize("curve", [Curve.P256, Curve.SECP256K1])
+@pytest.mark.parametrize("bad", [bytes(32), b"\xff" * 32])
+async def test_bytes_that_are_no_scalar_are_drawn_again(curve: Curve, bad: bytes) -> None:
+    draws = [bad, bad, bytes(31) + b"\5"]
+
+    async def entropy() -> bytes:
+        return draws.pop(0)
+
+    session = Session(SEALING, entropy=entropy)
+    await ask(session, Initialize())
+    created = await ask(session, GenerateAndImport(curve))
     assert isinstance(created, Created)
-    assert created.public_key == load_secret_key(Curve.ED25519, b"\7" * 32).public_key
+    assert created.public_key == load_secret_key(curve, bytes(31) + b"\5").public_key
+    assert draws == []
+
+
+async def test_no_key_without_random_bytes() -> None:
+    """The module fails: an error of that call, and no key from the kernel alone in its place."""
+    session = Session(SEALING, entropy=MixedEntropy(FakeNsm(failures={1: "InternalError"})))
+    await ask(session, Initialize())
+    with pytest.raises(RemoteError, match="^signer error: no random bytes: InternalError"):
+        await ask(session, GenerateAndImport(Curve.ED25519))
+    assert session.number_of_keys == 0
+    assert isinstance(await ask(session, GenerateAndImport(Curve.ED25519)), Created)
 
 
 async def test_an_update_keeps_the_keys() -> None:

@@ -220,10 +220,12 @@ for _name, _value, _text in (
     ("key", bytes(31), "key has 32 bytes, not 31"),
     ("enc", bytes(33), "enc has 32 bytes, not 33"),
     ("ciphertext", bytes(4097), "ciphertext must have at most 4096 bytes"),
-    ("address", "", "address must have 1 to 64 characters"),
-    ("address", "t" * 65, "address must have 1 to 64 characters"),
+    ("address", "", "address must have 1 to 64 printable ASCII characters"),
+    ("address", "t" * 65, "address must have 1 to 64 printable ASCII characters"),
+    ("address", "tz1\0", "address must have 1 to 64 printable ASCII characters"),
+    ("address", "tz\u00e9", "address must have 1 to 64 printable ASCII characters"),
     ("address", None, "address is a text"),
-    ("marks", "a" * 2049, "marks must have 1 to 2048 characters"),
+    ("marks", "a" * 321, "marks must have 1 to 320 printable ASCII characters"),
     ("marks", b"arn", "marks is a text"),
 ):
     LIMITS.append(("ImportSealed", SEALED | {_name: _value}, _text))
