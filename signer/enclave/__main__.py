@@ -40,6 +40,7 @@ from signer.enclave.settings import Settings, SettingsError, read
 from signer.process import end_with_parent, forbid_core_dumps
 
 _USAGE_ERROR = 2  # exit status
+_CLOSE_TIMEOUT = 1.0  # seconds for the connections to KMS; the enclave ends with the program
 
 Task = Callable[[], Awaitable[None]]
 
@@ -156,7 +157,8 @@ async def _run_attested(address: Address, settings: Settings) -> None:
         try:
             await _run(address, running.new_session, running.tend)
         finally:
-            await running.aclose()
+            with trio.move_on_after(_CLOSE_TIMEOUT, shield=True):
+                await running.aclose()
 
 
 async def _run_development(address: Address, sealing: Sealing) -> None:
