@@ -23,7 +23,7 @@ MAX_BODY = 64 * 1024  # bytes; the longest honest answer, an envelope and a blob
 _MAX_HEAD = 16 * 1024  # bytes of status line and headers
 _CHUNK = 16 * 1024  # bytes of one read
 _MAX_IDLE = 20.0  # seconds; below the idle time of AWS and of the usual proxies
-_MAX_KEPT = 8  # connections
+MAX_CONNECTIONS = 16  # at a time: 200 keys at 20 ms take a quarter of a second, and more would mostly do handshakes
 
 Connect = Callable[[], Awaitable[trio.abc.Stream]]
 """Opens the stream to the proxy, which joins it to KMS; vsock:3:8000 in an enclave, TCP in the tests."""
@@ -72,9 +72,14 @@ class Transport:
         self._tls = tls
         self._place = place
         self._kept: list[_Connection] = []
+        self._slots = trio.CapacityLimiter(MAX_CONNECTIONS)
 
     async def post(self, headers: Mapping[str, str], body: bytes) -> Answer:
         """POST *body* to `/`; raises `TransportError`. Cancelled, it closes its connection."""
+        async with self._slots:
+            return await self._post(headers, body)
+
+    async def _post(self, headers: Mapping[str, str], body: bytes) -> Answer:
         kept = await self._take()
         if kept is not None:
             try:
@@ -110,7 +115,7 @@ class Transport:
         except _CutError as exc:
             raise TransportError(f"the connection to {self.host} was lost in mid-answer") from exc
         finally:
-            if reusable and len(self._kept) < _MAX_KEPT:
+            if reusable:
                 self._kept.append(connection)
             else:
                 await trio.aclose_forcefully(connection.stream)

@@ -146,6 +146,7 @@ async def test_a_stale_connection_is_replaced_once(autojump_clock: MockClock) ->
         (OK + b"Content-Length: 99999999\r\n\r\n" + bytes(MAX_BODY + 1), "more than 65536 bytes"),
         (OK + b"\r\n" + bytes(MAX_BODY + 1), "more than 65536 bytes"),
         (OK + b"X: " + b"x" * 20000, "not an answer in HTTP"),
+        (b"HTTP/1.1 101 Switching Protocols\r\nUpgrade: x\r\n\r\n", "not an answer in HTTP"),
     ],
 )
 async def test_bad_answers(answer: bytes, match: str, autojump_clock: MockClock) -> None:
@@ -291,15 +292,25 @@ async def test_something_else_than_tls(autojump_clock: MockClock) -> None:
         await over(connect).post(HEADERS, b"")
 
 
-async def test_a_proxy_that_closes(autojump_clock: MockClock) -> None:
+@pytest.mark.parametrize("reads_first", [False, True])
+async def test_a_proxy_that_closes(reads_first: bool, autojump_clock: MockClock) -> None:
     near, far = trio.testing.memory_stream_pair()
 
     async def connect() -> trio.abc.Stream:
         return near
 
-    await far.aclose()
-    with pytest.raises(TransportError, match="closed during the TLS handshake; does the proxy at vsock:3:8000 allow"):
-        await over(connect).post(HEADERS, b"")
+    async def close() -> None:
+        if reads_first:
+            await far.receive_some()
+        await far.aclose()
+
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(close)
+        with pytest.raises(
+            TransportError, match="during the TLS handshake; does the proxy at vsock:3:8000 allow"
+        ) as at:
+            await over(connect).post(HEADERS, b"")
+        assert not isinstance(at.value, TrustError)
 
 
 async def test_a_proxy_that_refuses(autojump_clock: MockClock) -> None:

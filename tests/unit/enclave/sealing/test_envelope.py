@@ -123,6 +123,13 @@ def test_size_and_depth_are_bounded() -> None:
     wide = b"\x30\x82\x3f\xfc" + b"\x05\x00" * ((MAX_ENVELOPE - 4) // 2)
     assert len(wide) == MAX_ENVELOPE
     assert reason_of(wide) == "structure"
+    assert reason_of(wide.replace(b"\x3f\xfc", b"\x3f\xfe") + b"\x05\x00") == "ber"
+
+
+def test_a_length_has_at_most_four_octets_behind_the_first() -> None:
+    message = base64.b64decode(CASES["long_lengths"]["message"])
+    assert message[1] == 0x84
+    assert reason_of(message[:1] + b"\x85\0" + message[2:]) == "ber"
 
 
 @pytest.mark.parametrize(
@@ -165,6 +172,7 @@ def rebuilt(*changes: tuple[str, str]) -> bytes:
         ("a0800430", "a4800430", "structure"),
         ("020102", "020103", "version"),
         ("04820100", "05820100", "structure"),
+        ("8020f995", "0420f995", "structure"),
     ],
 )
 def test_other_forms(old: str, new: str, reason: str) -> None:
