@@ -12,7 +12,7 @@ import subprocess
 import tempfile
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from fnmatch import fnmatch
+from fnmatch import translate
 from pathlib import Path
 
 from signer.image import elf
@@ -94,6 +94,8 @@ UNUSED = (
     *("encodings/shift*", "encodings/tis_620*", "encodings/ptcp154*", "encodings/palmos*", "encodings/hp_roman8*"),
 )
 
+_UNUSED = re.compile("|".join(translate(pattern) for pattern in UNUSED))
+
 # Loaded by name while a program runs, so that nothing lists it: glibc wants it to end threads.
 _LOADED_LATER = ("libgcc_s.so.1",)
 
@@ -157,15 +159,20 @@ def find(program: Path) -> Interpreter:
 
 def standard_library(interpreter: Interpreter) -> Iterator[tuple[str, Path]]:
     """What is packed of the standard library: the path from its folder, and the file."""
-    files = [(path.relative_to(interpreter.library), path) for path in interpreter.library.rglob("*")]
+    yield from _used(interpreter.library, "")
     if interpreter.extensions.is_dir() and not interpreter.extensions.is_relative_to(interpreter.library):
-        files += [(Path("lib-dynload") / path.name, path) for path in interpreter.extensions.iterdir()]
-    for name, path in sorted(files):
-        parts = name.parts
-        above = ["/".join(parts[:length]) for length in range(1, len(parts) + 1)]
-        unused = any(fnmatch(one, pattern) for one in above for pattern in UNUSED) or "__pycache__" in parts
-        if not unused and path.suffix in (".py", ".so") and path.is_file():
-            yield name.as_posix(), path
+        yield from _used(interpreter.extensions, "lib-dynload/")
+
+
+def _used(folder: Path, prefix: str) -> Iterator[tuple[str, Path]]:
+    for path in sorted(folder.iterdir()):
+        name = prefix + path.name
+        if path.name == "__pycache__" or _UNUSED.fullmatch(name):
+            continue
+        if path.is_dir():
+            yield from _used(path, f"{name}/")
+        elif path.suffix in (".py", ".so"):
+            yield name, path
 
 
 def compiled(interpreter: Interpreter, sources: Sequence[tuple[str, Path]]) -> Iterator[bytes]:
