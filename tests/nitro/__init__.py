@@ -1,1 +1,1 @@
-"""The enclave program in an emulated Nitro Enclave, over real vsock: a drill, and our own image. See `make test-nitro`."""
+"""The enclave program in an emulated Nitro Enclave, over real vsock: a drill, and our own image; `make test-nitro`."""

@@ -12,17 +12,21 @@ for module in virtio_mmio vsock vmw_vsock_virtio_transport_common vmw_vsock_virt
     insmod "/modules/$module.ko" || echo "no module $module"
 done
 insmod /nsm.ko || echo "no module nsm"
+echo "init: started"
 cd /rootfs || exit 1
 # Without making a folder: the image has to have them.
 mount -t devtmpfs dev dev && mount -t proc proc proc && mount -t tmpfs tmpfs run && mount -t tmpfs tmpfs tmp &&
     mount -t sysfs sysfs sys || exit 1
 set --
 while IFS= read -r line; do set -- "$@" "$line"; done </cmd
-variables=$(cat /env)
-rm /env /cmd
-echo "init: $(free -m | sed -n 's/^Mem: *//p')"
 IFS='
 '
+variables=$(cat /env)
+rm /env /cmd
+cp /registers.py tmp
+env -i $variables chroot /rootfs "$1" -I -B /tmp/registers.py </dev/null
+rm tmp/registers.py
+free -m | grep Mem:
 env -i $variables chroot /rootfs "$@" </dev/null
 echo "init: the program ended with status $?"
 reboot -f

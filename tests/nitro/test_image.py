@@ -29,7 +29,7 @@ from tests.unit.image.toys import write_blobs
 MEMORY = 256  # MiB; nitro-cli wants four times the image
 CID = 18
 ARGUMENTS = ("--sealing", "local", "--development", "--key-file", "/tmp/development.key")
-INIT = Path(__file__).with_name("init.sh")
+INIT, REGISTERS = (Path(__file__).with_name(name) for name in ("init.sh", "registers.py"))
 
 
 @pytest.fixture(scope="module")
@@ -50,6 +50,7 @@ def inputs(emulator: Any, tmp_path_factory: pytest.TempPathFactory) -> Inputs:
         "cmdline": emulator.CMDLINE.encode(),
         "init": INIT.read_bytes(),
         "nsm.ko": modules.pop("modules/nsm.ko"),
+        "registers.py": REGISTERS.read_bytes(),
         "bin/busybox": (tools / "busybox").read_bytes(),
     }
     pins = write_blobs(directory / "blobs", blobs | modules)
@@ -137,7 +138,10 @@ def test_booted_and_signing(image: tuple[Path, Built], setup: Setup, capsys: pyt
     path, built = image
     machine = Machine(path, setup.directory)
     try:
-        kernel = machine.wait_for("init: ")
+        kernel = machine.wait_for("init: started")
+        begun = machine.wait_for("Mem:")
+        for number, value in list(built.measured.registers.items()):
+            assert f"PCR{number}={value.hex()}" in machine.console, "as the machine has measured it"
         listening = machine.wait_for(f"enclave: listening on vsock:any:{PORT}")
         addresses = [pkh for kind in CURVES for pkh in setup.generate(kind)]
         signer = setup.start_signer()
@@ -150,7 +154,7 @@ def test_booted_and_signing(image: tuple[Path, Built], setup: Setup, capsys: pyt
             key = PublicKey.from_base58(answer["public_key"])
             assert crypto.verify(key, message, Signature.from_base58(signed["signature"]))
         assert setup.stop(signer) == 0
-        memory = re.search(r"init: (\d+) +(\d+)", machine.console)
+        memory = re.search(r"Mem: +(\d+) +(\d+)", machine.console)
         assert memory
     finally:
         machine.kill()
@@ -158,5 +162,5 @@ def test_booted_and_signing(image: tuple[Path, Built], setup: Setup, capsys: pyt
         print(
             f"\nimage {built.measured.size / 2**20:.1f} MiB, root file system {built.root_size / 2**20:.1f} MiB; "
             f"with {MEMORY} MiB of memory, {memory[2]} of {memory[1]} MiB taken before the program; "
-            f"init after {kernel:.1f} s, the program listens after {listening:.1f} s"
+            f"init after {kernel:.1f} s, the program listens {listening - begun:.1f} s after it was started"
         )
