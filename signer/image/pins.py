@@ -16,6 +16,7 @@ KERNELS = ("bzImage", "Image")  # by the names in AWS's package, for x86_64 and 
 CMDLINE = "cmdline"
 INIT = "init"
 NSM = "nsm.ko"
+LOAD_ORDER = "modules_load_order"  # nitro-cli makes it, too, for the drivers that init has to load
 
 _LINE = re.compile(r"([0-9a-f]{64}) [ *](\S.*)")
 
@@ -51,6 +52,7 @@ def read_blobs(directory: Path, pins: Path) -> Blobs:
     configurations = [files.pop(name) for name in (f"{kernel}.config" for kernel in KERNELS) if name in files]
     ramdisk = Tree()
     ramdisk.folder("dev")  # init mounts it
+    ramdisk.file(LOAD_ORDER, _load_order(files))
     for name, content in files.items():
         ramdisk.file(name, content, program=True)
     return Blobs(kernel=kernel, cmdline=cmdline, kernel_version=_version(configurations), ramdisk=ramdisk)
@@ -79,6 +81,13 @@ def _pinned(directory: Path, name: str, digest: str, pins: Path) -> bytes:
             "a changed file. Where the new version is wanted, write the list anew, and expect another PCR0 and PCR1"
         )
     return content
+
+
+def _load_order(files: Mapping[str, bytes]) -> bytes:
+    """The drivers in the order of the list, that of the security module last; as nitro-cli writes it."""
+    drivers = [name for name in files if name.endswith(".ko") and "/" not in name and name != NSM]
+    head = ["# Module load order for Nitro Enclaves", "# Load modules in this order (one per line)"]
+    return "".join(f"{line}\n" for line in (*head, *drivers, NSM)).encode()
 
 
 def _version(configurations: list[bytes]) -> str:

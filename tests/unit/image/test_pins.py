@@ -16,7 +16,7 @@ def refused(directory: Path, pins: Path) -> str:
 
 
 def test_read(tmp_path: Path) -> None:
-    pins = write_blobs(tmp_path / "blobs", BLOBS | {"modules/vsock.ko": b"more"})
+    pins = write_blobs(tmp_path / "blobs", BLOBS | {"modules/vsock.ko": b"more", "virtio.ko": b"more"})
     pins.write_text("# aws-nitro-enclaves-cli-devel 1.4.2\n\n" + pins.read_text().replace("  cmdline", " *cmdline"))
     found = read_blobs(tmp_path / "blobs", pins)
     assert (found.kernel, found.cmdline, found.kernel_version, found.flags) == (
@@ -30,8 +30,12 @@ def test_read(tmp_path: Path) -> None:
         ("init", "0o100755"),
         ("modules", "0o40755"),
         ("modules/vsock.ko", "0o100755"),
+        ("modules_load_order", "0o100644"),
         ("nsm.ko", "0o100755"),
+        ("virtio.ko", "0o100755"),
     ]
+    order = {path: entry.content for path, entry in found.ramdisk}["modules_load_order"]
+    assert order.splitlines()[2:] == [b"virtio.ko", b"nsm.ko"], "in a new version of AWS's package, init goes by it"
 
 
 def test_for_arm_and_without_configuration(tmp_path: Path) -> None:
