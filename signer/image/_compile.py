@@ -4,7 +4,8 @@ Standard input: JSON, a list of [path of the source, path in the image]. Standar
 bytes big-endian, and that many bytes of a .pyc file.
 
 The same source gives the same bytes everywhere: the path is the image's, the check against the source is by hash and
-off, and marshal's version 2 knows no references, which CPython writes by how often an object happens to be used.
+off, and marshal's version 2 knows no references, which CPython writes by how often an object happens to be used
+(CPython issue 78274).
 """
 
 import importlib.util

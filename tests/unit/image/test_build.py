@@ -1,7 +1,9 @@
 """The parts of a build that need no whole interpreter: settings, files for init, metadata, our own modules."""
 
 import json
+import marshal
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -173,10 +175,42 @@ def test_sources_that_do_not_compile() -> None:
         list(interpreter.compiled_contents(found, [("usr/lib/bad.py", b"def\n")]))
 
 
-def test_a_library_that_is_missing(tmp_path: Path) -> None:
+def test_byte_code_has_no_references() -> None:
+    """Which objects later versions of marshal mark depends on who else uses them (CPython issue 78274)."""
     found = interpreter.find(Path(sys.executable))
-    other = interpreter.Interpreter(
-        **{name: getattr(found, name) for name in found.__slots__} | {"program": fake(tmp_path, "")}
+    (data,) = interpreter.compiled_contents(
+        found, [("usr/lib/one.py", b"a, b = ('long' * 3, 1000), ('long' * 3, 1000)\n")]
     )
-    with pytest.raises(BuildError):
-        interpreter.add_libraries(Tree(), other, [], tmp_path)
+    assert data[16:] == marshal.dumps(marshal.loads(data[16:]), 2)
+    assert data[16:] != marshal.dumps(marshal.loads(data[16:]), 4)
+
+
+@pytest.mark.parametrize(
+    ("script", "expected"),
+    [
+        ("echo '	libodd.so.1 => not found'", "needs what this machine does not have: libodd.so.1"),
+        ("echo 'wrong ELF class' >&2; exit 1", "needs what this machine does not have: wrong ELF class"),
+    ],
+)
+def test_a_library_that_is_missing(tmp_path: Path, script: str, expected: str) -> None:
+    with pytest.raises(BuildError, match=expected):
+        list(interpreter._needed(str(fake(tmp_path, script)), Path("/bin/true")))
+
+
+def test_libraries_by_the_loader(tmp_path: Path) -> None:
+    told = "\n".join(
+        [
+            "\tlinux-vdso.so.1 (0x00007f)",
+            "\tlibc.so.6 => /lib/libc.so.6 (0x00007f)",
+            "\t/lib64/ld-linux.so.2 (0x00007f)",
+        ]
+    )
+    loader = fake(tmp_path, f"echo '{told}'")
+    assert list(interpreter._needed(str(loader), Path("/bin/true"))) == [("libc.so.6", Path("/lib/libc.so.6"))]
+
+
+def test_a_program_without_a_loader(tmp_path: Path) -> None:
+    found = interpreter.find(Path(sys.executable))
+    library = next(path for name, path in interpreter.standard_library(found) if path.suffix == ".so")
+    with pytest.raises(BuildError, match="has no loader on this machine"):
+        interpreter.add_libraries(Tree(), replace(found, program=library), [], tmp_path)

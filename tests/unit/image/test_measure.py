@@ -76,6 +76,7 @@ CASES: dict[str, tuple[bytes, str]] = {
     "magic": (b".elf" + UNSIGNED[4:], "magic"),
     "version 3": (patched(UNSIGNED, 4, ">H", 3), "version"),
     "no sections": (patched(UNSIGNED, 26, ">H", 0), "sections"),
+    "nothing but a header": (with_crc(UNSIGNED[:26] + bytes(522)), "sections"),
     "33 sections": (patched(UNSIGNED, 26, ">H", 33), "sections"),
     "65535 sections": (patched(UNSIGNED, 26, ">H", 65535), "sections"),
     "one section more than there is": (patched(UNSIGNED, 26, ">H", 6), "overlap"),
@@ -256,6 +257,18 @@ def other(position: int, value: object) -> Callable[[list[object]], list[object]
     return lambda cose: [*cose[:position], value, *cose[position + 1 :]]
 
 
+def with_a_zero_between(cose: list[object]) -> list[object]:
+    """r and s are as they were, as numbers."""
+    raw = cose[3]
+    assert isinstance(raw, bytes)
+    return [*cose[:3], raw[:48] + b"\0" + raw[48:]]
+
+
+def truths(data: bytes) -> list[object]:
+    """Ones as the CBOR value true."""
+    return [True if byte == 1 else byte for byte in data]
+
+
 BAD_SIGNATURES: dict[str, bytes] = {
     "of another image": P384.section(P384.cose(bytes(48))),
     "of another register": P384.section(P384.cose(PCR0, index=1)),
@@ -263,6 +276,7 @@ BAD_SIGNATURES: dict[str, bytes] = {
     "another algorithm": P384.section(P384.cose(PCR0, algorithm=-7)),
     "no algorithm": P384.section(other(0, b"")(P384.cose(PCR0))),
     "short": P384.section(other(3, bytes(95))(P384.cose(PCR0))),
+    "long": P384.section(with_a_zero_between(P384.cose(PCR0))),
     "zeros": P384.section(other(3, bytes(96))(P384.cose(PCR0))),
     "unprotected header": P384.section(other(1, {1: -35})(P384.cose(PCR0))),
     "payload a text": P384.section(other(2, "text")(P384.cose(PCR0))),
@@ -272,7 +286,9 @@ BAD_SIGNATURES: dict[str, bytes] = {
     "no entry": dumps([]),
     "more members": dumps([{"signing_certificate": b"", "signature": b"", "more": 0}]),
     "numbers over 255": dumps([{"signing_certificate": [256], "signature": b""}]),
-    "truths for numbers": dumps([{"signing_certificate": [True], "signature": b""}]),
+    "truths for numbers": dumps(
+        [{"signing_certificate": P384.certificate, "signature": truths(dumps(P384.cose(PCR0)))}]
+    ),
     "no certificate": dumps([{"signing_certificate": b"-----BEGIN", "signature": b""}]),
     "an RSA key": dumps(
         [{"signing_certificate": certificate_for(rsa.generate_private_key(65537, 2048)), "signature": b""}]
