@@ -1,35 +1,48 @@
 """The rules of one session, section 4.3 of the signer specification: a decoded call goes in, a reply comes out.
 
-All state lives as long as the connection: the sealer with its credentials, the keys and their handles. Sockets and
-framing are left to `signer.enclave.server`. Every error is a reply; none ends the session.
+The calls around attestation are those of section 7.2 of the enclave specification; documents and the keys that others
+seal to are left to `signer.enclave.attestor`. All other state lives as long as the connection: the sealer with its
+credentials, the keys and their handles. Sockets and framing are left to `signer.enclave.server`. Every error is a
+reply; none ends the session.
 """
 
-import os
-from collections.abc import Callable
+from dataclasses import dataclass, field
 from traceback import extract_tb
 from typing import assert_never
 
-from signer.crypto import CryptoError, UnsupportedError, generate_secret_key, load_secret_key
+from signer.attestation.sealed import CREDENTIALS
+from signer.crypto import CryptoError, InvalidKeyError, UnsupportedError, derive_secret_key, load_secret_key
 from signer.crypto.interface import SecretKey
+from signer.enclave.attestor import Attestor, AttestorError
+from signer.enclave.entropy import Entropy, kernel_entropy
 from signer.enclave.log import say
+from signer.enclave.nsm.interface import NsmError
+from signer.enclave.sealing import _plaintext
 from signer.enclave.sealing.interface import Sealer, Sealing, SealingError
 from signer.rpc.messages import (
+    Attest,
+    Attested,
+    AttestKey,
     Call,
     Created,
     Generate,
     GenerateAndImport,
     Import,
     Imported,
+    ImportSealed,
     ImportUnencrypted,
     Initialize,
+    InitializeSealed,
     MalformedCallError,
     ProvePossession,
     PublicKeyFrom,
     PublicKeyOf,
+    Reseal,
     Result,
     Sign,
     SignWith,
     decode_call,
+    decode_credentials,
     encode_error,
     encode_reply,
 )
@@ -46,14 +59,25 @@ class _CallError(Exception):
         self.chain = chain
 
 
-class Session:
-    """Answers the calls of one connection; *entropy* returns so many random bytes."""
+@dataclass(frozen=True, slots=True)
+class _Held:
+    """A key under a handle, and the ARN of its marks."""
 
-    def __init__(self, sealing: Sealing, *, entropy: Callable[[int], bytes] = os.urandom) -> None:
+    key: SecretKey = field(repr=False)
+    marks: str | None
+
+
+class Session:
+    """Answers the calls of one connection; keys are made of *entropy*, documents by *attestor*, if there is one."""
+
+    def __init__(
+        self, sealing: Sealing, *, entropy: Entropy = kernel_entropy, attestor: Attestor | None = None
+    ) -> None:
         self._sealing = sealing
         self._entropy = entropy
+        self._attestor = attestor
         self._sealer: Sealer | None = None
-        self._keys: list[SecretKey] = []
+        self._keys: list[_Held] = []
 
     @property
     def number_of_keys(self) -> int:
@@ -67,8 +91,10 @@ class Session:
             return encode_error(str(exc))
         except _CallError as exc:
             return encode_error(*exc.chain)
-        except SealingError as exc:
+        except (SealingError, AttestorError) as exc:
             return encode_error(*exc.chain)
+        except NsmError as exc:
+            return encode_error("signer error", "no random bytes", str(exc))
         except UnsupportedError as exc:
             return encode_error("signer error", _capital(str(exc)))
         except CryptoError as exc:
@@ -79,33 +105,79 @@ class Session:
 
     def close(self) -> None:
         """Forget all keys, overwriting them as far as `signer.crypto` can."""
-        for key in self._keys:
-            key.wipe()
+        for held in self._keys:
+            held.key.wipe()
         self._keys.clear()
         self._sealer = None
 
     async def _perform(self, call: Call) -> Result:
-        if isinstance(call, Initialize):
-            if self._sealer is not None:
-                raise _CallError("already initialized")
-            self._sealer = self._sealing.session(call)
-            return None
+        match call:
+            case Initialize():
+                return self._initialize(call)
+            case InitializeSealed():
+                return self._initialize(self._unsealed_credentials(call))
+            case Attest():
+                return Attested(await self._with_attestor().attest(call))
         if self._sealer is None:
             raise _CallError("uninitialized")
         match call:
             case Sign(handle, message, version):
-                return self._key(handle).sign(message, version=version)
+                return self._held(handle).key.sign(message, version=version)
             case PublicKeyOf(handle):
-                return self._key(handle).public_key
+                return self._held(handle).key.public_key
             case ProvePossession(handle, over):
                 subject = None if over is None else PublicKey(Curve.BLS12_381, over)
-                return self._key(handle).prove_possession(subject)
+                return self._held(handle).key.prove_possession(subject)
+            case AttestKey(handle, nonce):
+                held = self._held(handle)
+                address = str(held.key.public_key.hash)
+                return Attested(await self._with_attestor().attest_key(nonce, address, held.marks))
             case _:
                 return await self._perform_sealed(call, self._sealer)
 
+    def _initialize(self, call: Initialize) -> Result:
+        if self._sealer is None:
+            self._sealer = self._sealing.session(call)
+        elif call.update:
+            self._sealer.update(call)
+        else:
+            raise _CallError("already initialized")
+        return None
+
+    def _with_attestor(self) -> Attestor:
+        if self._attestor is None:
+            raise _CallError("attestation error", "this enclave program has no security module: it cannot attest")
+        return self._attestor
+
+    def _unsealed_credentials(self, call: InitializeSealed) -> Initialize:
+        plaintext = self._with_attestor().open(call.key, call.enc, call.ciphertext, CREDENTIALS)
+        try:
+            return decode_credentials(plaintext)
+        except MalformedCallError as exc:
+            raise _CallError("import error", "deserialization error", str(exc)) from None
+
+    def _unsealed_key(self, call: ImportSealed) -> SecretKey:
+        """The key that was sealed for the address that the caller gives; the caller wipes it."""
+        plaintext = self._with_attestor().open(call.key, call.enc, call.ciphertext, call.address, call.marks)
+        try:
+            key = _plaintext.decode(plaintext)
+        except SealingError as exc:
+            raise _CallError("import error", *exc.chain) from None
+        if str(key.public_key.hash) != call.address:
+            key.wipe()
+            raise _CallError("import error", "address mismatch")
+        return key
+
     async def _perform_sealed(
         self,
-        call: Import | ImportUnencrypted | Generate | GenerateAndImport | SignWith | PublicKeyFrom,
+        call: Import
+        | ImportUnencrypted
+        | ImportSealed
+        | Generate
+        | GenerateAndImport
+        | SignWith
+        | PublicKeyFrom
+        | Reseal,
         sealer: Sealer,
     ) -> Result:
         """The calls that seal or open a key."""
@@ -113,15 +185,20 @@ class Session:
             case Import(blob):
                 self._room()
                 key = await sealer.open(blob)
-                return Imported(key.public_key, self._keep(key))
+                return Imported(key.public_key, self._keep(key, sealer.marks(blob)))
             case ImportUnencrypted(curve, secret):
+                if not self._sealing.takes_unencrypted:
+                    raise _CallError("legacy blob refused", "this image takes keys sealed to it only")
                 self._room()
                 return await self._created(load_secret_key(curve, secret), sealer)
+            case ImportSealed(marks=marks):
+                self._room()
+                return await self._created(self._unsealed_key(call), sealer, marks)
             case GenerateAndImport(curve):
                 self._room()
-                return await self._created(generate_secret_key(curve, self._entropy), sealer)
+                return await self._created(await self._generated(curve), sealer)
             case Generate(curve):
-                key = generate_secret_key(curve, self._entropy)
+                key = await self._generated(curve)
                 try:
                     return Created(await sealer.seal(key), key.public_key, None)
                 finally:
@@ -138,24 +215,38 @@ class Session:
                     return key.public_key
                 finally:
                     key.wipe()
+            case Reseal(blob):
+                sealed = await sealer.reseal(blob)
+                try:
+                    return Created(sealed.blob, sealed.key.public_key, None)
+                finally:
+                    sealed.key.wipe()
             case _:
                 assert_never(call)
 
-    async def _created(self, key: SecretKey, sealer: Sealer) -> Created:
+    async def _generated(self, curve: Curve) -> SecretKey:
+        """A new key; draws again in the unlikely case that the bytes are no scalar."""
+        while True:
+            try:
+                return derive_secret_key(curve, await self._entropy())
+            except InvalidKeyError:
+                continue
+
+    async def _created(self, key: SecretKey, sealer: Sealer, marks: str | None = None) -> Created:
         try:
-            blob = await sealer.seal(key)
+            blob = await sealer.seal(key, marks=marks)
         except BaseException:
             key.wipe()
             raise
-        return Created(blob, key.public_key, self._keep(key))
+        return Created(blob, key.public_key, self._keep(key, marks))
 
-    def _key(self, handle: int) -> SecretKey:
+    def _held(self, handle: int) -> _Held:
         if handle >= len(self._keys):
             raise _CallError("signer error", "invalid handle")
         return self._keys[handle]
 
-    def _keep(self, key: SecretKey) -> int:
-        self._keys.append(key)
+    def _keep(self, key: SecretKey, marks: str | None) -> int:
+        self._keys.append(_Held(key, marks))
         return len(self._keys) - 1
 
     def _room(self) -> None:
