@@ -13,6 +13,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from signer import __version__
+from signer.enclave.settings import SettingsError
+from signer.enclave.settings import read as read_settings
 from signer.image import cpio, eif, elf, interpreter, program, wheels
 from signer.image.eif import Content, Kind
 from signer.image.interpreter import Interpreter
@@ -28,7 +30,6 @@ FOLDERS = ("dev", "proc", "run", "sys", "tmp", "var")  # which init mounts, or e
 
 _NAME = "nitro-signer"
 _EPOCH = "1970-01-01T00:00:00+00:00"  # in the place of the time of the build
-_MAX_PORT = 2**32 - 2  # of vsock, and of CIDs; one more means "any"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -123,29 +124,23 @@ def _written(packages: Tree, directory: Path) -> list[Path]:
 
 def _environment(given: Mapping[str, str]) -> list[str]:
     """The variables of the program, sorted. All are measured, so those that say nothing are left out."""
+    _check(given)
     variables = {"LD_LIBRARY_PATH": f"/{interpreter.LIBRARIES}", "LANG": "C.UTF-8", "PATH": "/usr/bin"}
-    for name, value in given.items():
-        if value:
-            variables[name] = _checked(name, value)
+    variables |= {name: value for name, value in given.items() if value}
     return [f"{name}={value}" for name, value in sorted(variables.items())]
 
 
-def _checked(name: str, value: str) -> str:
-    """What the enclave program would refuse at its start is refused here."""
-    if not value.isprintable():
-        raise BuildError(f"{name}: {value!r} has characters that cannot be in a line")
-    if name in ("PROXY_CID", "PROXY_PORT", "LISTEN_PORT"):
-        if not (value.isascii() and value.isdigit() and 0 < int(value) <= _MAX_PORT):
-            raise BuildError(f"{name}: expected a number, got {value!r}")
-    elif name == "SEAL_STRICT":
-        if value not in ("0", "1"):
-            raise BuildError(f"{name}: expected 0 or 1, got {value!r}")
-    elif name == "ENDPOINT":
-        if not value.startswith("https://"):
-            raise BuildError(f"{name}: expected a URL that begins with https://, got {value!r}")
-    else:
-        raise BuildError(f"{name} is no setting of the enclave program; those are {', '.join(SETTINGS)}")
-    return value
+def _check(settings: Mapping[str, str]) -> None:
+    """What the enclave program would refuse at its start is refused here, by the program's own reader."""
+    for name, value in settings.items():
+        if name not in SETTINGS:
+            raise BuildError(f"{name} is no setting of the enclave program; those are {', '.join(SETTINGS)}")
+        if not value.isprintable():
+            raise BuildError(f"{name}: {value!r} has characters that cannot be in a line")
+    try:
+        read_settings(settings)
+    except SettingsError as exc:
+        raise BuildError(str(exc)) from exc
 
 
 def _lines(lines: Sequence[str]) -> bytes:

@@ -22,6 +22,7 @@ DISTRIBUTIONS = (
     "cffi",
     "coincurve",
     "cryptography",
+    "h11",
     "idna",
     "outcome",
     "pyblst",

@@ -126,7 +126,7 @@ def test_a_failed_build_leaves_the_image_before_it(image: Path, places: tuple[Pa
     before = image.read_bytes()
     done = build(places[0], image, "--env", "PROXY_PORT=abc")
     assert (done.returncode, done.stdout) == (1, "")
-    assert done.stderr == "Error: PROXY_PORT: expected a number, got 'abc'\n"
+    assert done.stderr == "Error: PROXY_PORT: expected a port number, got 'abc'\n"
     assert image.read_bytes() == before
     assert not list(image.parent.glob("image.*"))
 
