@@ -10,12 +10,14 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from signer import crypto
+from signer.image import build as builder
 from signer.image.build import Built, Inputs, build
 from signer.image.eif import Kind, read_layout
 from signer.tezos.keys import PublicKey, Signature
@@ -164,3 +166,20 @@ def test_booted_and_signing(image: tuple[Path, Built], setup: Setup, capsys: pyt
             f"with {MEMORY} MiB of memory, {memory[2]} of {memory[1]} MiB taken before the program; "
             f"init after {kernel:.1f} s, the program listens {listening - begun:.1f} s after it was started"
         )
+
+
+def test_the_program_for_production_does_its_duties_and_listens(
+    inputs: Inputs, tmp_path_factory: pytest.TempPathFactory, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The arguments that an image has by itself: the security module and its entropy come before the listener."""
+    directory = tmp_path_factory.mktemp("p")
+    image = directory / "production.eif"
+    build(replace(inputs, arguments=builder.ARGUMENTS, environment={"SEAL_STRICT": "1", "LISTEN_PORT": "2010"}), image)
+    machine = Machine(image, directory)
+    try:
+        begun = machine.wait_for("Mem:")
+        listening = machine.wait_for("enclave: listening on vsock:any:2010")
+    finally:
+        machine.kill()
+    with capsys.disabled():
+        print(f"\nwith sealing by KMS, the program listens {listening - begun:.1f} s after it was started")
