@@ -40,6 +40,7 @@ class Attestor:
         self._entropy = entropy
         self._clock = clock
         self._import_keys = ImportKeys()
+        self._turns = trio.Lock()  # first come, first served
         self._recent: deque[float] = deque(maxlen=MAX_RATE)  # times of the last documents for `Attest`
 
     @property
@@ -49,7 +50,7 @@ class Attestor:
 
     async def attest(self, call: Attest) -> bytes:
         """The document that *call* asks for; raises `AttestorError`."""
-        self._take_turn()
+        await self._turn()
         said = Claims(purpose=call.purpose, boot_id=self.boot_id, caller_data=call.user_data)
         if call.purpose != claims.IMPORT:
             return await self._document(said, call.nonce)
@@ -90,11 +91,12 @@ class Attestor:
             await trio.sleep(_SWEEP)
             self._import_keys.expire(self._clock())
 
-    def _take_turn(self) -> None:
-        now = self._clock()
-        if len(self._recent) == MAX_RATE and now - self._recent[0] < 1.0:
-            raise AttestorError("attestation error", f"at most {MAX_RATE} calls of Attest a second, try again")
-        self._recent.append(now)
+    async def _turn(self) -> None:
+        """Wait until one more document is within the limit; the session that asked waits, and nobody else."""
+        async with self._turns:
+            if len(self._recent) == MAX_RATE:
+                await trio.sleep(max(0.0, self._recent[0] + 1.0 - self._clock()))
+            self._recent.append(self._clock())
 
     async def _fresh_key(self) -> ImportKey:
         try:
