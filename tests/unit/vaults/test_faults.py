@@ -289,7 +289,7 @@ async def test_another_key_than_the_one_imported_is_not_stored(
 @pytest.mark.parametrize(
     ("made", "text"),
     [
-        (crypto.load_secret_key(Curve.ED25519, bytes(32)).public_key, "of another curve"),
+        (crypto.load_secret_key(Curve.ED25519, bytes(32)).public_key, "for a new tz3 key"),
         (PublicKey(Curve.P256, b"\2" + b"\xff" * 32), "malformed public key RPC response"),
     ],
 )
