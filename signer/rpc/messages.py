@@ -520,6 +520,11 @@ def _decode_signature(value: object) -> Signature:
     return Signature(curve, _bytes(data, f"{name} signature", (_SIGNATURE_LENGTH[curve],)))
 
 
+def encode_private_key(curve: Curve, secret: bytes | bytearray) -> bytes:
+    """The private key map: the plaintext of sealed keys and sealed imports."""
+    return dumps({CURVE_NAMES[curve]: bytes(secret)})
+
+
 def decode_private_key(value: object) -> ImportUnencrypted:
     """A private key map (`{"Ed25519": seed}`); raises `MalformedCallError`."""
     try:
