@@ -173,9 +173,7 @@ def import_command(
         parse_options(option)
     if sealed:
         if secrets or source or password or password_file:
-            raise click.UsageError(
-                "--sealed takes no secret keys: they stay where `signer seal-for` runs"
-            )
+            raise click.UsageError("--sealed takes no secret keys: they stay where `signer seal-for` runs")
         _with_vaults(lambda settings, vaults: _import_sealed(_vault(settings, vaults, name, "import")))
         return
     if secrets or password:
