@@ -8,7 +8,6 @@ import json
 import re
 import subprocess
 import sys
-import time
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -22,49 +21,12 @@ from signer.image.build import Built, Inputs, build
 from signer.image.eif import Kind, read_layout
 from signer.tezos.keys import PublicKey, Signature
 from tests.integration.conftest import Setup, attestation, running
-from tests.integration.image_parts import write_sources
 from tests.nitro import boot_image
-from tests.nitro.guest import PORT, wait_for
+from tests.nitro.guest import PORT
+from tests.nitro.machine import MEMORY, Machine
 from tests.nitro.test_drill import CURVES, TIMEOUTS
-from tests.unit.image.toys import write_blobs
 
-MEMORY = 256  # MiB; nitro-cli wants four times the image
 CID = 18
-ARGUMENTS = ("--sealing", "local", "--development", "--key-file", "/tmp/development.key")
-INIT, REGISTERS = (Path(__file__).with_name(name) for name in ("init.sh", "registers.py"))
-
-
-@pytest.fixture(scope="module")
-def emulator() -> Any:
-    """The tool's module."""
-    return boot_image.tool()
-
-
-@pytest.fixture(scope="module")
-def inputs(emulator: Any, tmp_path_factory: pytest.TempPathFactory) -> Inputs:
-    """The emulator's kernel in the place of AWS's; its drivers are modules, so they are in the first ramdisk, too."""
-    directory = tmp_path_factory.mktemp("i")
-    tools = boot_image.parts(emulator)
-    modules = {f"modules/{path.name}": path.read_bytes() for path in (tools / "modules").iterdir()}
-    blobs = {
-        "bzImage": (tools / "vmlinuz").read_bytes(),
-        "bzImage.config": (tools / "config").read_bytes(),
-        "cmdline": emulator.CMDLINE.encode(),
-        "init": INIT.read_bytes(),
-        "nsm.ko": modules.pop("modules/nsm.ko"),
-        "registers.py": REGISTERS.read_bytes(),
-        "bin/busybox": (tools / "busybox").read_bytes(),
-    }
-    pins = write_blobs(directory / "blobs", blobs | modules)
-    write_sources(directory / "sources", directory / "wheels")
-    return Inputs(
-        python=Path(sys.executable),
-        wheels=directory / "wheels",
-        blobs=directory / "blobs",
-        pins=pins,
-        sources=directory / "sources",
-        arguments=ARGUMENTS,
-    )
 
 
 @pytest.fixture(scope="module")
@@ -98,36 +60,6 @@ def test_measured_as_the_tool_of_aws_does(image: tuple[Path, Built], emulator: A
     assert json.loads(told.stdout)["Measurements"]["PCR0"] == theirs["PCR0"], "their file, by our reader"
 
 
-class Machine:
-    """The image in the emulator."""
-
-    def __init__(self, image: Path, directory: Path) -> None:
-        self.base = directory / f"{CID}.sock"
-        self.console_file = directory / "job/console"
-        self.console_file.parent.mkdir()
-        self._log = directory / "boot.log"
-        self.began = time.monotonic()
-        command = [sys.executable, boot_image.__file__, image, self.base, self.console_file.parent, CID, MEMORY]
-        with self._log.open("wb") as log:
-            self._process = subprocess.Popen(
-                [str(word) for word in command], stdin=subprocess.DEVNULL, stdout=log, stderr=log
-            )
-
-    @property
-    def console(self) -> str:
-        return self.console_file.read_text(errors="replace") if self.console_file.exists() else ""
-
-    def wait_for(self, text: str) -> float:
-        """Seconds from the start until the console says *text*."""
-        wait_for(lambda: text in self.console or self._process.poll() is not None, text)
-        assert text in self.console, self.console[-3000:] + self._log.read_text(errors="replace")
-        return time.monotonic() - self.began
-
-    def kill(self) -> None:
-        self._process.terminate()
-        self._process.wait()
-
-
 @pytest.fixture
 def setup(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Setup]:
     directory = tmp_path_factory.mktemp("m")  # short: the path of a unix socket has at most 107 bytes
@@ -138,7 +70,7 @@ def setup(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Setup]:
 
 def test_booted_and_signing(image: tuple[Path, Built], setup: Setup, capsys: pytest.CaptureFixture[str]) -> None:
     path, built = image
-    machine = Machine(path, setup.directory)
+    machine = Machine(path, setup.directory, CID)
     try:
         kernel = machine.wait_for("init: started")
         begun = machine.wait_for("Mem:")
@@ -175,7 +107,7 @@ def test_the_program_for_production_does_its_duties_and_listens(
     directory = tmp_path_factory.mktemp("p")
     image = directory / "production.eif"
     build(replace(inputs, arguments=builder.ARGUMENTS, environment={"SEAL_STRICT": "1", "LISTEN_PORT": "2010"}), image)
-    machine = Machine(image, directory)
+    machine = Machine(image, directory, CID)
     try:
         begun = machine.wait_for("Mem:")
         listening = machine.wait_for("enclave: listening on vsock:any:2010")
