@@ -38,7 +38,7 @@ install: $(VENV)/.run ## install the signer into .venv, and say where it is
 
 test: $(VENV)/.dev ## run every test with warnings as errors, and measure branch coverage
 	@$(BIN)/python -m coverage erase
-	@$(BIN)/python -m coverage run -m pytest
+	@$(BIN)/python -m coverage run -m pytest --numprocesses auto --dist loadfile
 	@$(BIN)/python -m coverage combine --quiet
 	@$(BIN)/python -m coverage report --fail-under=93
 
