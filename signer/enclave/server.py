@@ -5,7 +5,7 @@ from collections.abc import Awaitable, Callable
 
 import trio
 
-from signer.enclave.log import say
+from signer.enclave.log import journal, say
 from signer.enclave.session import Session
 from signer.rpc.frames import FrameDecoder, FrameError, encode_frame
 
@@ -27,6 +27,9 @@ class Server:
         self._new_session = new_session
         self._slots = trio.Semaphore(MAX_SESSIONS)
         self._number = 0
+        self._open = 0
+        journal.gauge("sessions", lambda: self._open)
+        journal.gauge("sessions_total", lambda: self._number)
         self._stopping = False
         self._waiting: set[trio.CancelScope] = set()  # of sessions between two calls, and of the accept loop
 
@@ -63,6 +66,7 @@ class Server:
     async def _connection(self, stream: trio.SocketStream, greet: Greet | None) -> None:
         self._number += 1
         number = self._number
+        self._open += 1
         try:
             async with stream:
                 if greet is not None and not await greet(stream):
@@ -72,6 +76,7 @@ class Server:
         except (trio.BrokenResourceError, trio.ClosedResourceError, trio.TooSlowError, OSError) as exc:
             say(f"session {number}: connection lost: {type(exc).__name__}")
         finally:
+            self._open -= 1
             self._slots.release()
 
     async def _session(self, stream: trio.SocketStream, number: int) -> None:

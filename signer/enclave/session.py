@@ -15,7 +15,7 @@ from signer.crypto import CryptoError, InvalidKeyError, UnsupportedError, derive
 from signer.crypto.interface import SecretKey
 from signer.enclave.attestor import Attestor, AttestorError
 from signer.enclave.entropy import Entropy, kernel_entropy
-from signer.enclave.log import say
+from signer.enclave.log import OTHER, count, say
 from signer.enclave.nsm.interface import NsmError
 from signer.enclave.sealing import _plaintext
 from signer.enclave.sealing.interface import Sealer, Sealing, SealingError
@@ -48,6 +48,17 @@ from signer.rpc.messages import (
 )
 from signer.tezos.keys import Curve, PublicKey
 
+_ERRORS = (  # outermost texts, counted by name
+    "signer error",
+    "encryption error",
+    "deserialization error",
+    "attestation error",
+    "import error",
+    "internal error",
+    "legacy blob refused",
+    "uninitialized",
+    "already initialized",
+)
 MAX_KEYS = 1024  # per session
 
 
@@ -86,22 +97,26 @@ class Session:
     async def answer(self, payload: bytes) -> bytes:
         """The payload of the reply to the call in *payload*; never raises for anything in it."""
         try:
-            return encode_reply(await self._perform(decode_call(payload)))
+            call = decode_call(payload)
         except MalformedCallError as exc:
+            count("errors", "malformed call")
             return encode_error(str(exc))
-        except _CallError as exc:
-            return encode_error(*exc.chain)
-        except (SealingError, AttestorError) as exc:
-            return encode_error(*exc.chain)
+        count("calls", type(call).__name__)
+        try:
+            return encode_reply(await self._perform(call))
+        except (_CallError, SealingError, AttestorError) as exc:
+            chain = exc.chain
         except NsmError as exc:
-            return encode_error("signer error", "no random bytes", str(exc))
+            chain = ("signer error", "no random bytes", str(exc))
         except UnsupportedError as exc:
-            return encode_error("signer error", _capital(str(exc)))
+            chain = ("signer error", _capital(str(exc)))
         except CryptoError as exc:
-            return encode_error("signer error", str(exc))
+            chain = ("signer error", str(exc))
         except Exception as exc:  # a bug must not cost the other sessions their keys
             _report(exc)
-            return encode_error("internal error", type(exc).__name__)
+            chain = ("internal error", type(exc).__name__)
+        count("errors", chain[0] if chain[0] in _ERRORS else OTHER)
+        return encode_error(*chain)
 
     def close(self) -> None:
         """Forget all keys, overwriting them as far as `signer.crypto` can."""
@@ -257,7 +272,7 @@ class Session:
 def _report(exc: Exception) -> None:
     """Say where a bug was met; its text and values stay inside, they may hold a key."""
     where = " < ".join(f"{frame.name}:{frame.lineno}" for frame in reversed(extract_tb(exc.__traceback__)))
-    say(f"internal error: {type(exc).__name__} in {where}")
+    say(f"internal error: {type(exc).__name__} in {where}", "error")
 
 
 def _capital(text: str) -> str:

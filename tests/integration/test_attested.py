@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import json
+import socket
 import subprocess
 import sys
 from collections.abc import Iterator
+from contextlib import closing
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -20,7 +22,7 @@ from signer.tezos.keys import Curve, PublicKeyHash, Signature
 from signer.vaults.nitro import sealed_import as lines
 from tests.attested.documents import PCRS, root
 from tests.attested.enclave import registers_of
-from tests.integration.conftest import ENVIRONMENT, Setup, attestation, running, wait_for
+from tests.integration.conftest import DEADLINE, ENVIRONMENT, Setup, attestation, running, wait_for
 
 ROOT = root().sha256.hex()
 PCR0 = PCRS[0].hex()
@@ -70,6 +72,19 @@ class World:
         self.kms.stdin.write(json.dumps(order) + "\n")
         self.kms.stdin.flush()
         return json.loads(self.kms.stdout.readline())
+
+    def log_stream(self) -> bytes:
+        """What a reader of the log stream is told at once."""
+        with closing(socket.socket(socket.AF_UNIX)) as reader:
+            reader.settimeout(DEADLINE)
+            reader.connect(str(self.setup.socket))
+            reader.sendall(b"CONNECT 2001\n")
+            with reader.makefile("rb") as stream:
+                assert stream.readline().startswith(b"OK ")
+                found = b""
+                while b'"event": "counters"' not in found:
+                    found += stream.readline()
+                return found
 
     def key_file(self) -> bytes:
         return (self.setup.base_dir / "enclave_keys.json").read_bytes()
@@ -132,6 +147,36 @@ def test_kms_refuses_what_the_host_lets_pass(world: World) -> None:
     done = world.setup.run("list")
     assert b"AccessDeniedException" in done.stderr
     assert OTHER.encode() in done.stderr, "the image's own register helps to mend the policy"
+
+
+def test_what_the_enclave_says_is_in_the_hosts_log_and_metrics(world: World) -> None:
+    """Counters and classes of errors, never what a call or a refusal of KMS carried."""
+    world.start_enclave()
+    (address,) = world.setup.generate("tz1")
+    world.tell_kms(always="AccessDeniedException")
+    assert world.setup.run("generate", "-v", "nitro").returncode == 1
+    assert seal_for(world, b"unencrypted:" + secret_text(SECRET)).returncode == 1
+    world.tell_kms(always=None)
+    world.setup.start_signer()
+    assert world.setup.api.sign(address, attestation(Curve.ED25519, 1))[0] == 200
+    wait_for(lambda: "enclave: session 1: opened" in world.setup.log.read_text(), "the enclave's log")
+
+    def counted(*labels: str) -> bool:
+        text = world.setup.utility.request("GET", "/metrics")[1].decode()
+        return all(f"enclave_counter{{{label}}}" in text for label in labels)
+
+    wait_for(
+        lambda: counted(
+            'counter="kms_failures",name="AccessDeniedException",vault="nitro"',
+            'counter="calls",name="GenerateAndImport",vault="nitro"',
+            'counter="errors",name="encryption error",vault="nitro"',
+            'counter="sessions_total",name="",vault="nitro"',
+        ),
+        "the enclave's counters",
+    )
+    told = world.log_stream()
+    for secret in (b"wJalrXUtnFEMI", b"AKIDEXAMPLE", address.encode(), *forms(SECRET)):
+        assert secret not in told
 
 
 # -- signer attest
