@@ -61,9 +61,9 @@ class Server:
                         raise
                 finally:
                     self._waiting.discard(scope)
-                sessions.start_soon(self._connection, stream, greet)
+                sessions.start_soon(self._connection, stream, greet, sessions)
 
-    async def _connection(self, stream: trio.SocketStream, greet: Greet | None) -> None:
+    async def _connection(self, stream: trio.SocketStream, greet: Greet | None, sessions: trio.Nursery) -> None:
         self._number += 1
         number = self._number
         self._open += 1
@@ -72,22 +72,26 @@ class Server:
                 if greet is not None and not await greet(stream):
                     return
                 say(f"session {number}: opened")
-                await self._session(stream, number)
+                await self._session(stream, number, sessions)
         except (trio.BrokenResourceError, trio.ClosedResourceError, trio.TooSlowError, OSError) as exc:
             say(f"session {number}: connection lost: {type(exc).__name__}")
         finally:
             self._open -= 1
             self._slots.release()
 
-    async def _session(self, stream: trio.SocketStream, number: int) -> None:
+    async def _session(self, stream: trio.SocketStream, number: int, sessions: trio.Nursery) -> None:
         decoder, session = FrameDecoder(), self._new_session()
         try:
             while chunk := await self._receive(stream):
                 decoder.receive_data(chunk)
-                while (payload := decoder.next_payload()) is not None:
+                calls, fault = _calls(decoder)
+                session.foresee(calls, sessions.start_soon)
+                for payload in calls:
                     reply = await session.answer(payload)
                     with trio.fail_after(_SEND_TIMEOUT):
                         await stream.send_all(encode_frame(reply))
+                if fault is not None:
+                    raise fault
             if not self._stopping:
                 decoder.receive_eof()
         except FrameError as exc:
@@ -108,6 +112,17 @@ class Server:
             finally:
                 self._waiting.discard(scope)
         return b""
+
+
+def _calls(decoder: FrameDecoder) -> tuple[list[bytes], FrameError | None]:
+    """The calls that have come, and what is wrong behind them."""
+    calls: list[bytes] = []
+    try:
+        while (payload := decoder.next_payload()) is not None:
+            calls.append(payload)
+    except FrameError as exc:
+        return calls, exc
+    return calls, None
 
 
 async def _accept_one(listener: trio.abc.Listener[trio.SocketStream]) -> trio.SocketStream:

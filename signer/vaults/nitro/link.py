@@ -56,6 +56,7 @@ REFRESH_INTERVAL = 300.0  # seconds; the SDK renews what expires within 15 minut
 RETRY_REFUSED = Pace(shortest=5.0, longest=60.0)  # blobs that KMS would not open
 IMPORTS_ON_THE_WIRE = 2  # a session: one being opened, and one on its way; a signature waits for no more than these
 _EXPIRED = "ExpiredToken"  # KMS's name for it, in the enclave's error
+IMPORTS_SIDE_BY_SIDE = 16  # likewise, where the enclave has proved to be ours, which opens so many blobs at once
 PROBE_INTERVAL = 2.0  # seconds of silence after which a session is asked for a sign of life
 JUDGE_INTERVAL = 600.0  # seconds after which the enclave behind a session proves again what it is
 PROOF = 1  # reply after the last import makes a session one that works: its end is no failure of the next one
@@ -425,7 +426,7 @@ class EnclaveLink:
                 use = self._uses[line] = _Use(task, boot)
                 self._part(line)
                 self._progress(line)
-                for _ in range(IMPORTS_ON_THE_WIRE):
+                for _ in range(IMPORTS_ON_THE_WIRE if boot is None else IMPORTS_SIDE_BY_SIDE):
                     nursery.start_soon(self._import, line)
                 nursery.start_soon(self._probe, line)
                 if boot is not None:
