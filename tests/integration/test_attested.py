@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
+import base64
 import json
-import socket
 import subprocess
 import sys
 from collections.abc import Iterator
-from contextlib import closing
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
 
 import pytest
 
@@ -20,88 +18,20 @@ from signer.crypto.formats import to_base58
 from signer.crypto.interface import SecretKey
 from signer.tezos.keys import Curve, PublicKeyHash, Signature
 from signer.vaults.nitro import sealed_import as lines
-from tests.attested.documents import PCRS, root
+from tests.attested.documents import PCRS
 from tests.attested.enclave import registers_of
-from tests.integration.conftest import DEADLINE, ENVIRONMENT, Setup, attestation, running, wait_for
+from tests.attested.world import PCR0, ROOT, World, attested_world
+from tests.integration.conftest import ENVIRONMENT, attestation, wait_for
 
-ROOT = root().sha256.hex()
-PCR0 = PCRS[0].hex()
 OTHER = registers_of("other")[0].hex()
 SECRET = crypto.load_secret_key(Curve.BLS12_381, bytes(16) + bytes(range(16)))
 NONCE = bytes(range(32))
 
 
-class World:
-    """A host, the fake KMS and the attested enclave."""
-
-    def __init__(self, setup: Setup, kms: subprocess.Popen[str], where: dict[str, Any]) -> None:
-        self.setup = setup
-        self.kms = kms
-        self.port = int(where["port"])
-        self.key = str(where["key"])
-        self.ca = setup.directory / "ca.pem"
-        setup.nitro = {
-            "encryption_key_id": self.key,
-            "credentials": {
-                "access_key_id": "AKIDEXAMPLE",
-                "secret_access_key": "wJalrXUtnFEMI/K7MDENG+bPxRfiCYEXAMPLEKEY",
-                "region": "us-west-2",
-            },
-            "pcrs": {"PCR0": [PCR0]},
-            "attestation_root": ROOT,
-            "seal": "v1",
-        }
-        setup.write_config()
-
-    @property
-    def log(self) -> Path:
-        return self.setup.directory / "enclave.log"
-
-    def start_enclave(self, *arguments: str) -> subprocess.Popen[bytes]:
-        command = [sys.executable, "-m", "tests.attested.enclave", "--listen", f"unix:{self.setup.socket}:2000"]
-        command += ["--kms", str(self.port), "--ca-file", str(self.ca), *arguments]
-        with self.log.open("ab") as log:
-            process = subprocess.Popen(command, stdout=log, stderr=log, env=ENVIRONMENT)
-        self.setup.processes.append(process)
-        wait_for(self.setup.socket.exists, "the enclave's socket")
-        return process
-
-    def tell_kms(self, **order: Any) -> Any:
-        assert self.kms.stdin is not None
-        assert self.kms.stdout is not None
-        self.kms.stdin.write(json.dumps(order) + "\n")
-        self.kms.stdin.flush()
-        return json.loads(self.kms.stdout.readline())
-
-    def log_stream(self) -> bytes:
-        """What a reader of the log stream is told at once."""
-        with closing(socket.socket(socket.AF_UNIX)) as reader:
-            reader.settimeout(DEADLINE)
-            reader.connect(str(self.setup.socket))
-            reader.sendall(b"CONNECT 2001\n")
-            with reader.makefile("rb") as stream:
-                assert stream.readline().startswith(b"OK ")
-                found = b""
-                while b'"event": "counters"' not in found:
-                    found += stream.readline()
-                return found
-
-    def key_file(self) -> bytes:
-        return (self.setup.base_dir / "enclave_keys.json").read_bytes()
-
-
 @pytest.fixture
 def world(tmp_path_factory: pytest.TempPathFactory) -> Iterator[World]:
-    with running(tmp_path_factory.mktemp("s")) as setup:
-        command = [sys.executable, "-m", "tests.attested.kms", "--ca-file", str(setup.directory / "ca.pem")]
-        kms = subprocess.Popen(
-            [*command, "--pcr0", PCR0], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=ENVIRONMENT
-        )
-        setup.processes.append(kms)  # type: ignore[arg-type]
-        assert kms.stdout is not None
-        with kms:
-            yield World(setup, kms, json.loads(kms.stdout.readline()))
-            setup.stop_all()
+    with attested_world(tmp_path_factory.mktemp("s")) as ready:
+        yield ready
 
 
 def test_generate_restart_and_sign_with_all_four_curves(world: World) -> None:
@@ -177,6 +107,47 @@ def test_what_the_enclave_says_is_in_the_hosts_log_and_metrics(world: World) -> 
     told = world.log_stream()
     for secret in (b"wJalrXUtnFEMI", b"AKIDEXAMPLE", address.encode(), *forms(SECRET)):
         assert secret not in told
+
+
+def test_legacy_keys_are_sealed_anew_while_the_signer_serves(world: World) -> None:
+    world.start_enclave()
+    world.setup.nitro["seal"] = "legacy"
+    first, second = world.setup.generate("tz1")[0], world.setup.generate("tz4")[0]
+    legacy = world.key_file()
+    assert blobs_of(legacy)[first][:4] == b"\1\2\2\0"
+    world.setup.start_signer()
+    assert world.setup.api.sign(first, attestation(Curve.ED25519, 1))[0] == 200
+    world.tell_kms(calls=True)
+    done = world.setup.run("reseal", "-v", "nitro", first, "--yes")
+    assert (done.returncode, done.stdout.decode()) == (0, f"{first}: sealed anew\n"), done.stderr
+    done = world.setup.run("reseal", "-v", "nitro", "--all", "--yes")
+    assert done.stdout.decode() == f"{first}: of version 1 already\n{second}: sealed anew\n", done.stderr
+    assert {blob[:5] for blob in blobs_of(world.key_file()).values()} == {b"TZSB\1"}
+    assert all(
+        call["context"] for call in world.tell_kms(calls=True)["calls"] if call["operation"] == "GenerateDataKey"
+    )
+    assert world.setup.api.sign(first, attestation(Curve.ED25519, 2))[0] == 200
+    assert world.setup.run("reseal", "-v", "nitro", "--all").returncode == 1, "nobody said yes"
+
+
+def test_what_cannot_be_sealed_anew_stays_as_it_is(world: World) -> None:
+    world.start_enclave()
+    world.setup.nitro["seal"] = "legacy"
+    (address,) = world.setup.generate("tz1")
+    before = world.key_file()
+    world.tell_kms(key=world.key, denied=["GenerateDataKey"])
+    done = world.setup.run("reseal", "-v", "nitro", address, "--yes")
+    assert done.returncode == 1
+    assert b"AccessDeniedException" in done.stderr
+    done = world.setup.run("reseal", "-v", "nitro", str(SECRET.public_key.hash), "--yes")
+    assert b"is not in the vault" in done.stderr
+    assert world.key_file() == before
+
+
+def blobs_of(key_file: bytes) -> dict[str, bytes]:
+    return {
+        entry["public_key_hash"]: base64.b64decode(entry["encrypted_private_key"]) for entry in json.loads(key_file)
+    }
 
 
 # -- signer attest

@@ -24,6 +24,8 @@ from signer.rpc.messages import (
     ImportSealed,
     ImportUnencrypted,
     ProvePossession,
+    PublicKeyFrom,
+    Reseal,
     Result,
     Sign,
 )
@@ -281,6 +283,30 @@ class NitroVault:
         if await self._blobs.follow():
             self._list()
         return created.public_key
+
+    async def reseal(self, key: PublicKeyHash) -> bool:
+        """Exchange a legacy blob for one of version 1; False where it is of version 1 already.
+
+        The new one is opened once before the old one is given up. Raises `VaultError`, `StorageError`.
+        """
+        stored = next((one for one in self._blobs.entries if one.public_key_hash == str(key)), None)
+        if stored is None:
+            raise VaultError(f"(Nitro): {key} is not in the vault")
+        if stored.blob.startswith(_SEALED_V1):
+            return False
+        deadline = trio.current_time() + self.patience
+        _, created = await self._link.call_once(Reseal(stored.blob), deadline)
+        assert isinstance(created, Created)
+        blob = created.encrypted_private_key
+        if not blob.startswith(_SEALED_V1):
+            raise VaultError("(Nitro): the enclave answered with another format; nothing was changed")
+        _, opened = await self._link.call_once(PublicKeyFrom(blob), deadline)
+        if not isinstance(opened, PublicKey) or opened.hash != key or created.public_key != opened:
+            raise VaultError(f"(Nitro): the enclave resealed another key than {key}; nothing was changed")
+        await self._blobs.replace(stored, blob)
+        if await self._blobs.follow():
+            self._list()
+        return True
 
     def _check_seal(self, blob: bytes) -> None:
         """An enclave that doesn't know the newer format ignores that it was asked for."""
