@@ -43,6 +43,7 @@ from signer.tezos.keys import PublicKeyHash
 from signer.vaults.interface import Vault, VaultKey
 from signer.vaults.nitro import credentials
 from signer.vaults.nitro.discovery import locator
+from signer.vaults.nitro.judge import Judge, wanted_of
 from signer.vaults.nitro.storage import KeyFile, KeyStorage
 from signer.vaults.nitro.vault import NitroVault, Timeouts
 from signer.watermark.database import FILE_NAME
@@ -101,9 +102,10 @@ async def open_vaults(settings: Settings) -> AsyncIterator[Mapping[str, Vault]]:
     """
     _refuse_unsupported(settings)
     tasks = Tasks()
-    vaults = _build_vaults(settings, tasks, describe=True)
+    metrics = Metrics()  # shown nowhere
+    vaults = _build_vaults(settings, tasks, metrics, describe=True)
     async with (
-        _running(*_built_in_proxies(settings, Metrics(), tasks)),
+        _running(*_built_in_proxies(settings, metrics, tasks)),
         _running(*(vault.run for vault in vaults.values())),
     ):
         for name, vault in vaults.items():
@@ -177,7 +179,7 @@ class _Service:
         self._metrics.follow(self._tasks)
         self._metrics.know_addresses([str(pkh) for pkh in settings.tezos])
         self._marks = _build_store(settings, self._metrics)
-        self._vaults = _build_vaults(settings, self._tasks)
+        self._vaults = _build_vaults(settings, self._tasks, self._metrics)
         self._proxies = _built_in_proxies(settings, self._metrics, self._tasks)
         self._policies = compile_policies(settings)
         self._announcer = Announcer(notifier, self._vaults, lambda: self._policies, stopping=stopping)
@@ -452,12 +454,12 @@ def _built_in_proxies(settings: Settings, metrics: Metrics, tasks: Tasks) -> lis
     return [KmsProxies(settings, metrics.registry, tasks).run]
 
 
-def _build_vaults(settings: Settings, tasks: Tasks, *, describe: bool = False) -> dict[str, Vault]:
+def _build_vaults(settings: Settings, tasks: Tasks, metrics: Metrics, *, describe: bool = False) -> dict[str, Vault]:
     """The vaults of the configuration; *describe*: with what people call their keys, for listings."""
     vaults: dict[str, Vault] = {}
     for name, vault in settings.vaults.items():
         if isinstance(vault.config, NitroSettings):
-            vaults[name] = _build_nitro(name, vault.config, settings.base_dir, tasks)
+            vaults[name] = _build_nitro(name, vault.config, settings.base_dir, tasks, metrics)
         else:
             vaults[name] = _build_awskms(name, vault.config, tasks, describe=describe)
     return vaults
@@ -487,7 +489,7 @@ def _build_awskms(name: str, kms: AwsKmsSettings, tasks: Tasks, *, describe: boo
     )
 
 
-def _build_nitro(name: str, nitro: NitroSettings, base_dir: Path, tasks: Tasks) -> NitroVault:
+def _build_nitro(name: str, nitro: NitroSettings, base_dir: Path, tasks: Tasks, metrics: Metrics) -> NitroVault:
     keys = nitro.credentials
     return NitroVault(
         name=name,
@@ -503,6 +505,10 @@ def _build_nitro(name: str, nitro: NitroSettings, base_dir: Path, tasks: Tasks) 
         ),
         encryption_key_id=nitro.encryption_key_id,
         connect=connect,
+        judge=Judge(name, nitro.judging, wanted_of(nitro), observer=metrics),
+        seal=nitro.seal,
+        log_port=nitro.enclave_log_port,
+        observer=metrics,
         timeouts=Timeouts(connect=nitro.connect_timeout, exchange=nitro.exchange_timeout, wait=nitro.wait_timeout),
         tasks=tasks,
     )

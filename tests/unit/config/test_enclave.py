@@ -78,6 +78,14 @@ def test_a_pattern_is_filled(tmp_path: Path) -> None:
             ],
         ),
         ("expected_pcrs:\n  PCR0: [bad]", ["6: expected_pcrs.PCR0.0: expected 96"]),
+        ("pcrs: {PCR32: " + A + "}", ["5: pcrs.PCR32: expected PCR0 to PCR31"]),
+        ("pcrs: {PCR0: '" + "0" * 96 + "'}", ["5: pcrs.PCR0: a register of zeros is that of debug mode"]),
+        ("pcrs: {8: " + A + ", pcr8: " + A + "}", ["5: pcrs: PCR8 is given twice"]),
+        ("attestation: maybe", ["5: attestation: expected off, warn or require"]),
+        ("attestation: on", ["5: attestation: expected off, warn or require"]),
+        ("attestation: off\npcrs: {PCR0: " + A + "}", ["4: pcrs are compared by attestation: warn or require"]),
+        ("attestation_root: abcd", ["5: attestation_root: expected the SHA-256 of a root certificate"]),
+        ("seal: v2", ["5: seal: must be 'legacy' or 'v1'"]),
         ("expected_pcrs:\n  PCR0: ${NOPE}", ["6: expected_pcrs.PCR0: the environment variable NOPE is not set"]),
     ],
 )
@@ -92,8 +100,28 @@ def test_each_fault_has_its_place(tmp_path: Path, text: str, expected: list[str]
 @pytest.mark.parametrize("value", ["", "''", "[]", "~", "[~]"])
 def test_a_register_without_a_value_is_no_register_that_may_have_any(tmp_path: Path, value: str) -> None:
     """Elsewhere a key without a value means the default; here the check would be gone, and nobody told."""
-    (fault,) = config_faults(tmp_path, f"expected_pcrs:\n  PCR0: {value}")
-    assert fault.startswith("6: vaults.n.config.expected_pcrs.PCR0")
+    for key in ("expected_pcrs", "pcrs"):
+        (fault,) = config_faults(tmp_path, f"{key}:\n  PCR0: {value}")
+        assert fault.startswith(f"6: vaults.n.config.{key}.PCR0")
+
+
+@pytest.mark.parametrize(
+    ("text", "judging"),
+    [
+        ("", "off"),
+        ("attestation: off", "off"),
+        ("attestation:", "off"),
+        ("attestation: warn", "warn"),
+        ("attestation: require", "require"),
+        (f"pcrs: {{0: {A.upper()}, pcr8: [{A}, {B}]}}", "require"),
+        (f"pcrs: {{0: {A}}}\nattestation: warn", "warn"),
+    ],
+)
+def test_whoever_expects_registers_wants_them_proved(tmp_path: Path, text: str, judging: str) -> None:
+    found = nitro(tmp_path, HEAD + text)
+    assert found.judging == judging
+    if "pcr8" in text:
+        assert found.pcrs == {"PCR0": (A,), "PCR8": (A, B)}
 
 
 def test_what_counts_is_shown(tmp_path: Path) -> None:
