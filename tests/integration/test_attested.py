@@ -150,6 +150,24 @@ def blobs_of(key_file: bytes) -> dict[str, bytes]:
     }
 
 
+@pytest.mark.parametrize("seal", ["v1", "legacy"])
+def test_a_swapped_blob_never_signs(world: World, seal: str) -> None:
+    """Each opens as the key that it is; the store on the host has another address for it."""
+    world.start_enclave()
+    world.setup.nitro["seal"] = seal
+    first, second, third = world.setup.generate("tz1", 3)
+    entries = json.loads(world.key_file())
+    for one, other in ((0, 1), (1, 0)):
+        entries[one]["public_key_hash"] = (first, second)[other]
+    (world.setup.base_dir / "enclave_keys.json").write_text(json.dumps(entries))
+    world.setup.start_signer()
+    assert world.setup.api.sign(third, attestation(Curve.ED25519, 1))[0] == 200
+    for address in (first, second):
+        status, answer = world.setup.api.sign(address, attestation(Curve.ED25519, 1))
+        assert status == 502, answer
+        assert f"the blob holds the key of {second if address == first else first}" in str(answer)
+
+
 # -- signer attest
 
 
