@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet
 
 .DEFAULT_GOAL := help
-.PHONY: help run install test test-vsock test-nitro drill lint format bench bench-proxy lock clean
+.PHONY: help run install test test-vsock test-nitro drill lint format bench bench-kms bench-attested bench-proxy lock clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -38,7 +38,7 @@ install: $(VENV)/.run ## install the signer into .venv, and say where it is
 
 test: $(VENV)/.dev ## run every test with warnings as errors, and measure branch coverage
 	@$(BIN)/python -m coverage erase
-	@$(BIN)/python -m coverage run -m pytest
+	@$(BIN)/python -m coverage run -m pytest --numprocesses auto --dist loadfile --no-loadscope-reorder
 	@$(BIN)/python -m coverage combine --quiet
 	@$(BIN)/python -m coverage report --fail-under=93
 
@@ -79,6 +79,12 @@ format: $(VENV)/.dev ## rewrite the sources in the project's format
 
 bench: $(VENV)/.dev ## measure signing against its floor (raw signing plus raw durable write)
 	@$(BIN)/python -m tests.bench
+
+bench-kms: $(VENV)/.dev ## measure keys in KMS against plain boto3 asking the same server (ARGS=--help)
+	@$(BIN)/python -m tests.bench.kms $(ARGS)
+
+bench-attested: $(VENV)/.dev ## measure how soon keys sealed by KMS are there (ARGS=--help)
+	@$(BIN)/python -m tests.bench.attested $(ARGS)
 
 bench-proxy: $(VENV)/.dev ## measure the proxy against a direct connection (ARGS=--help)
 	@$(BIN)/python -m tests.bench.proxy $(ARGS)

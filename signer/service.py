@@ -1,7 +1,7 @@
 """The nursery: what runs, in what order it starts and stops.
 
     service
-    ├── watermark store        started first, closed last
+    ├── watermark store        started first, closed last; one that is slow to open keeps nobody waiting
     ├── utility server         up early: health says what is still missing
     ├── built-in proxies       before the vaults: an enclave reaches KMS through them
     ├── vaults                 each connects, loads its keys, keeps its link up by itself
@@ -43,6 +43,7 @@ from signer.tezos.keys import PublicKeyHash
 from signer.vaults.interface import Vault, VaultKey
 from signer.vaults.nitro import credentials
 from signer.vaults.nitro.discovery import locator
+from signer.vaults.nitro.judge import Judge, wanted_of
 from signer.vaults.nitro.storage import KeyFile, KeyStorage
 from signer.vaults.nitro.vault import NitroVault, Timeouts
 from signer.watermark.database import FILE_NAME
@@ -57,7 +58,7 @@ __all__ = ["ListedKey", "Serving", "listed_keys", "open_vaults", "serve"]
 
 _UTILITY_BODY = 4096  # bytes; nothing there takes a body
 _MARKS_INTERVAL = 1.0  # seconds between two looks at the watermark store's state
-_START_PATIENCE = 2.5  # seconds for a vault to start, as long as a caller waits; then the signing API opens without it
+_START_PATIENCE = 2.5  # seconds, as long as a caller waits, for marks or a vault to start; then the next ones begin
 _KMS_SIGNERS = 32  # signatures asked of KMS at once; each occupies a thread
 _LISTENING = {"utility server": "Utility HTTP server", "signing API": "HTTP server"}  # the reference's log texts
 
@@ -101,9 +102,10 @@ async def open_vaults(settings: Settings) -> AsyncIterator[Mapping[str, Vault]]:
     """
     _refuse_unsupported(settings)
     tasks = Tasks()
-    vaults = _build_vaults(settings, tasks, describe=True)
+    metrics = Metrics()  # shown nowhere
+    vaults = _build_vaults(settings, tasks, metrics, describe=True)
     async with (
-        _running(*_built_in_proxies(settings, Metrics(), tasks)),
+        _running(*_built_in_proxies(settings, metrics, tasks)),
         _running(*(vault.run for vault in vaults.values())),
     ):
         for name, vault in vaults.items():
@@ -177,7 +179,7 @@ class _Service:
         self._metrics.follow(self._tasks)
         self._metrics.know_addresses([str(pkh) for pkh in settings.tezos])
         self._marks = _build_store(settings, self._metrics)
-        self._vaults = _build_vaults(settings, self._tasks)
+        self._vaults = _build_vaults(settings, self._tasks, self._metrics)
         self._proxies = _built_in_proxies(settings, self._metrics, self._tasks)
         self._policies = compile_policies(settings)
         self._announcer = Announcer(notifier, self._vaults, lambda: self._policies, stopping=stopping)
@@ -188,6 +190,7 @@ class _Service:
             metrics=self._metrics,
         )
         self._serving = False
+        self._marks_open = trio.Event()
         self._start = trio.CancelScope()
         self._started = False
         self.reloader = None if load is None else self._build_reloader(load, notifier)
@@ -243,14 +246,20 @@ class _Service:
                 limits = self._limits(server.max_body_bytes)
                 async with self._listening(self._signing_api(), server.address, limits, "signing API") as url:
                     self._serving = self._started = True
-                    self._announcer.listening()
                     if on_ready is not None:
                         await on_ready(Serving(url, utility_url, listed_keys(self._settings, self._vaults)))
-                    async with _running(*([] if self.reloader is None else [self.reloader.run])):
+                    reloader = [] if self.reloader is None else [self.reloader.run]
+                    async with _running(self._announce, *reloader):
                         await self._stopping.wait()
                     self._serving = False  # before the listener closes, so that a probe can see it
                 with trio.move_on_after(server.shutdown_timeout):
                     await self._signing.drain()
+
+    async def _announce(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
+        """The signing API listens; without marks nobody is told that it is ready."""
+        task_status.started()
+        await self._marks_open.wait()
+        self._announcer.listening()
 
     async def _run_vault(
         self, name: str, *, no_list: bool, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED
@@ -336,9 +345,26 @@ class _Service:
                 stop.set()
 
     async def _keep_marks(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
-        """The watermark store; it meets its own faults, and what ends it ends the process (`signer.supervise`)."""
+        """The watermark store; it meets its own faults, and what ends it ends the process (`signer.supervise`).
+
+        One that is slow to open, as a table that doesn't answer, holds up no server: health says what is missing, and
+        what needs a mark gets an error.
+        """
         try:
-            async with _running(self._marks.run):
+            async with open_nursery() as nursery:
+
+                async def begin() -> None:
+                    await nursery.start(self._marks.run)
+                    self._marks_open.set()
+
+                nursery.start_soon(begin)
+                with trio.move_on_after(_START_PATIENCE) as patience:
+                    await self._marks_open.wait()
+                if patience.cancelled_caught:
+                    logger.warning(
+                        "the watermark store is slow to open; no block or attestation is signed until it is",
+                        detail=self._marks.failure,
+                    )
                 self._note_marks()
                 task_status.started()
                 while True:
@@ -428,12 +454,12 @@ def _built_in_proxies(settings: Settings, metrics: Metrics, tasks: Tasks) -> lis
     return [KmsProxies(settings, metrics.registry, tasks).run]
 
 
-def _build_vaults(settings: Settings, tasks: Tasks, *, describe: bool = False) -> dict[str, Vault]:
+def _build_vaults(settings: Settings, tasks: Tasks, metrics: Metrics, *, describe: bool = False) -> dict[str, Vault]:
     """The vaults of the configuration; *describe*: with what people call their keys, for listings."""
     vaults: dict[str, Vault] = {}
     for name, vault in settings.vaults.items():
         if isinstance(vault.config, NitroSettings):
-            vaults[name] = _build_nitro(name, vault.config, settings.base_dir, tasks)
+            vaults[name] = _build_nitro(name, vault.config, settings.base_dir, tasks, metrics)
         else:
             vaults[name] = _build_awskms(name, vault.config, tasks, describe=describe)
     return vaults
@@ -463,7 +489,7 @@ def _build_awskms(name: str, kms: AwsKmsSettings, tasks: Tasks, *, describe: boo
     )
 
 
-def _build_nitro(name: str, nitro: NitroSettings, base_dir: Path, tasks: Tasks) -> NitroVault:
+def _build_nitro(name: str, nitro: NitroSettings, base_dir: Path, tasks: Tasks, metrics: Metrics) -> NitroVault:
     keys = nitro.credentials
     return NitroVault(
         name=name,
@@ -475,9 +501,14 @@ def _build_nitro(name: str, nitro: NitroSettings, base_dir: Path, tasks: Tasks) 
             secret_access_key=keys.secret_access_key.get_secret_value(),
             session_token=keys.session_token.get_secret_value(),
             region=keys.region,
+            kms_region=nitro.kms_region,
         ),
         encryption_key_id=nitro.encryption_key_id,
         connect=connect,
+        judge=Judge(name, nitro.judging, wanted_of(nitro), observer=metrics),
+        seal=nitro.seal,
+        log_port=nitro.enclave_log_port,
+        observer=metrics,
         timeouts=Timeouts(connect=nitro.connect_timeout, exchange=nitro.exchange_timeout, wait=nitro.wait_timeout),
         tasks=tasks,
     )

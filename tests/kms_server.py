@@ -46,7 +46,16 @@ _FAULTS = {  # what KMS or a load balancer in front of it answers: status, body
         b'20261125T091000Z (20261125T091500Z - 5 min.)"}',
     ),
     "denied": (400, b'{"__type": "AccessDeniedException", "Message": "not authorized to perform this"}'),
+    "page": (200, _HTML),
+    "empty": (200, b""),
+    "list": (200, b"[]"),
+    "list with 400": (400, b"[]"),
+    "null with 503": (503, b"null"),
+    "no UTF-8": (502, b"\xff"),
+    "other types": (200, b'{"NextMarker": "1", "Keys": 5}'),
 }
+GARBLED = ("page", "empty", "list", "list with 400", "null with 503", "no UTF-8", "other types")
+"""What is no answer of KMS at all."""
 CUTS = ("lost", "cut", "dropped")
 """Executed, no reply; executed, half a reply; not executed, no reply."""
 
@@ -232,7 +241,8 @@ class _Handler(BaseHTTPRequestHandler):
         status, kind, content, fault = reply
         self.send_response(status)
         self.send_header("Content-Type", kind)
-        self.send_header("Content-Length", str(len(content)))
+        for _ in range(2 if fault == "length twice" else 1):
+            self.send_header("Content-Length", str(len(content)))
         self.end_headers()
         if fault == "cut":
             content, self.close_connection = content[: len(content) // 2], True

@@ -21,7 +21,7 @@ class Metadata:
 
     url: str = ""
     lifetime: timedelta = timedelta(hours=6)
-    mute: bool = False  # the reply to the request for a session doesn't come: too many hops
+    mute: bool = False  # replies to PUT (too many hops) and POST (STS) don't come
     refuses: bool = False  # whether the role may not be assumed
     given: int = 0
     released: threading.Event = field(default_factory=threading.Event)
@@ -74,6 +74,8 @@ class _Handler(BaseHTTPRequestHandler):
         prefix = "/latest/meta-data/iam/security-credentials/"
         if self.path == "/container":
             self._reply(self.metadata.credentials())
+        elif self.path == "/list":
+            self._reply(b"[]")
         elif self.headers.get("X-aws-ec2-metadata-token") != "SESSION":
             self.send_error(401)
         else:
@@ -81,6 +83,9 @@ class _Handler(BaseHTTPRequestHandler):
 
     def do_POST(self) -> None:
         self.rfile.read(int(self.headers["Content-Length"]))
+        if self.metadata.mute:
+            self.metadata.released.wait(20)
+            return
         status, content = self.metadata.assumed()
         self._reply(content, status)
 

@@ -6,6 +6,7 @@ DynamoDB decides it.
 
 from __future__ import annotations
 
+import json
 import logging
 import random
 import threading
@@ -24,6 +25,7 @@ _BODIES = {
     "broken": (500, b'{"__type": "com.amazonaws#InternalServerError", "message": "broken"}'),
 }
 FAULTS = ("lost", "cut", "dropped", "late", "twice", "again", "held", *_BODIES)
+_BODIES["denied"] = (400, b'{"__type": "com.amazonaws#AccessDeniedException", "Message": "no"}')
 """Done, no reply; half a reply; not arrived; done later, no reply; done twice, first or second reply; late reply."""
 
 Environ = dict[str, Any]
@@ -35,6 +37,7 @@ class Front:
 
     def __init__(self) -> None:
         self.choose: Callable[[str], str] = lambda _: ""
+        self.allows: Callable[[str, str], bool] = lambda _action, _table: True  # the role's policy
         self.met: dict[str, int] = {}  # faults that happened
         self._moto = DomainDispatcherApplication(create_backend_app)
         self._changed = threading.Condition()
@@ -47,6 +50,8 @@ class Front:
         fault = self.choose(action) if action else ""
         with self._changed:
             self.met[fault] = self.met.get(fault, 0) + 1
+            if not all(self.allows(*needed) for needed in _permissions(action, body)):
+                fault = "denied"
             if fault in _BODIES:
                 status, content = _BODIES[fault]
                 start_response(f"{status} -", [("Content-Type", "application/x-amz-json-1.0")])
@@ -83,6 +88,15 @@ class Front:
         self._changed.notify_all()
         headers = [(name, value) for name, value in kept[1] if name.lower() != "content-length"]
         return kept[0], headers, content
+
+
+def _permissions(action: str, body: bytes) -> list[tuple[str, str]]:
+    """What policies call *action*, and the table that it is on; a transaction needs what its members need."""
+    parameters: dict[str, Any] = json.loads(body) if action else {}
+    if action == "TransactWriteItems":
+        members = [pair for item in parameters["TransactItems"] for pair in item.items()]
+        return [(f"{member}Item", facts["TableName"]) for member, facts in members]
+    return [(action, parameters["TableName"])] if "TableName" in parameters else []
 
 
 @contextmanager

@@ -6,6 +6,7 @@ with profiles, web identity, container, instance metadata; botocore renews what 
 repeated here, not by botocore, which knows nothing of the caller's deadline.
 """
 
+import json
 import os
 import random
 import threading
@@ -23,7 +24,10 @@ __all__ = ["AwsClient", "AwsError", "AwsUnavailableError", "CredentialValues"]
 
 _TRIES = 3  # where the caller sets no deadline
 _PAUSE, _LONGEST_PAUSE = 0.05, 1.0  # seconds before the second try, doubled up to the next
+_ABANDONED = 4  # times as many threads as calls that are waited for: the others hang
 _RENEWAL = 1.0  # seconds that a client lives at least before stale credentials are looked up anew
+_STS_TIMEOUTS = 2.0, 5.0  # seconds to connect and to read, of the clients that ask for credentials (STS, SSO)
+_SHOWN = 60  # bytes of a reply that is none
 _CONTAINER_MARKS = ("/.dockerenv", "/run/.containerenv")
 
 
@@ -43,8 +47,9 @@ class CredentialValues(Protocol):
 class AwsClient:
     """A client of *service*; *component* is what its errors are said to belong to.
 
-    Nothing is contacted, and boto3 not imported, before the first call. At most *workers* calls are made at once; one
-    that nobody waits for any more keeps its thread until the timeouts (seconds, of one try) end it.
+    Nothing is contacted, and boto3 not imported, before the first call. At most *workers* calls are waited for at
+    once. One that nobody waits for any more keeps its thread until the timeouts end it (seconds, from one byte to the
+    next: a reply that drips may take minutes), but not the place of another call.
     """
 
     def __init__(
@@ -66,7 +71,9 @@ class AwsClient:
         self._making = threading.Lock()
         self._boto: Any = None
         self._made_at = 0.0  # Trio's clock
+        self._renewals = 0
         self._limiter = trio.CapacityLimiter(workers)
+        self._threads = trio.CapacityLimiter(_ABANDONED * workers)
 
     @property
     def region(self) -> str:
@@ -85,6 +92,7 @@ class AwsClient:
         tries, pause, renewed = 1, _PAUSE, False
         last: AwsUnavailableError | None = None
         while True:
+            used = self._renewals
             try:
                 return await self._try(action, resource, deadline, parameters, last)
             except AwsUnavailableError as exc:
@@ -94,7 +102,7 @@ class AwsClient:
                     raise
                 await trio.sleep(wait)
             except AwsError as exc:
-                if renewed or not exc.stale or not self._forget():
+                if renewed or not exc.stale or not self._forget(used):
                     raise
                 renewed = True
             tries, pause = tries + 1, min(2 * pause, _LONGEST_PAUSE)
@@ -109,40 +117,51 @@ class AwsClient:
     ) -> dict[str, Any]:
         """One try; where *deadline* ends it, *last* (of the try before) says more than that."""
         began = trio.current_time()
+        call = partial(self._call, action, resource, parameters, began)
         with trio.move_on_at(float("inf") if deadline is None else deadline):
-            return await trio.to_thread.run_sync(
-                partial(self._call, action, resource, parameters, began), limiter=self._limiter, abandon_on_cancel=True
-            )
+            async with self._limiter:
+                return await trio.to_thread.run_sync(call, limiter=self._threads, abandon_on_cancel=True)
         elapsed = trio.current_time() - began
         raise last or self._facts(action, resource).fails(f"no answer: none within {elapsed:.1f} s", repeat=True)
 
     def _facts(self, action: str, resource: str) -> Call:
         return Call(self._component, self._service, action, resource, self._region, _in_container())
 
-    def _forget(self) -> bool:
-        """Have the next call look up the credentials anew; not where that was done a moment ago."""
-        if self._boto is None or trio.current_time() - self._made_at < _RENEWAL:
+    @property
+    def _given(self) -> bool:
+        """Whether the configuration gives the credentials; then nothing is looked up."""
+        return bool(self._credentials.access_key_id and self._credentials.secret_access_key.get_secret_value())
+
+    def _forget(self, used: int) -> bool:
+        """Have the next call look up the credentials anew; not where that was done a moment ago.
+
+        *used* are those that were refused, as `_renewals` counts them: of many calls with the same the first one
+        has new ones looked up, and the others may try these.
+        """
+        if used != self._renewals:
+            return True
+        if self._given or self._boto is None or trio.current_time() - self._made_at < _RENEWAL:
             return False
         self._boto = None
+        self._renewals += 1
         return True
 
     # -- in a worker thread
 
     def _call(self, action: str, resource: str, parameters: Mapping[str, Any], now: float) -> dict[str, Any]:
         from botocore import xform_name
-        from botocore.exceptions import BotoCoreError, ClientError
-        from botocore.parsers import ResponseParserError
+        from botocore.exceptions import ClientError
 
+        client: Any = None
         try:
-            answer: dict[str, Any] = getattr(self._client(now), xform_name(action))(**parameters)
+            client = self._client(now)
+            answer: dict[str, Any] = getattr(client, xform_name(action))(**parameters)
         except ClientError as exc:
             raise answered(self._facts(action, resource), exc.response, operation=exc.operation_name) from exc
-        except (BotoCoreError, ResponseParserError) as exc:
-            raise unanswered(self._facts(action, resource), exc) from exc
-        except RuntimeError as exc:
-            if "redentials" not in str(exc):
-                raise
-            raise unanswered(self._facts(action, resource), exc) from exc
+        except Exception as exc:
+            # botocore lets through whatever its parts raise: FileNotFoundError where a token's file is missing,
+            # TypeError for a reply of another shape. None of that is a reason to end the process.
+            raise unanswered(self._facts(action, resource), exc, made=client is not None) from exc
         return answer
 
     def _client(self, now: float) -> Any:
@@ -155,34 +174,51 @@ class AwsClient:
     def _make(self) -> Any:
         import boto3
         from botocore.config import Config
+        from botocore.session import Session
 
-        own, (connect, read) = self._credentials, self._timeouts
-        given = own.access_key_id and own.secret_access_key.get_secret_value()
+        base = Session()
+        connect, read = _STS_TIMEOUTS  # botocore's own are 60 s, five times, and whoever needs credentials waits
+        base.set_default_client_config(
+            Config(connect_timeout=connect, read_timeout=read, retries={"total_max_attempts": 2})
+        )
+        own, given, (connect, read) = self._credentials, self._given, self._timeouts
         session = boto3.session.Session(
             own.access_key_id if given else None,
             own.secret_access_key.get_secret_value() if given else None,
             (own.session_token.get_secret_value() or None) if given else None,
             region_name=self._region or None,
+            botocore_session=base,
         )
         config = Config(
             connect_timeout=connect,
             read_timeout=read,
             retries={"total_max_attempts": 1},
-            max_pool_connections=self._workers,
+            max_pool_connections=_ABANDONED * self._workers,
             tcp_keepalive=True,
         )
         client = session.client(self._service, config=config)
-        client.meta.events.register(f"before-parse.{self._service}", _check_length)
+        client.meta.events.register(f"before-parse.{self._service}", _check_reply)
         return client
 
 
-def _check_length(response_dict: Mapping[str, Any], **_: object) -> None:
-    """A reply that was cut: botocore would take it for an answer without any of its members."""
+def _check_reply(response_dict: Mapping[str, Any], **_: object) -> None:
+    """A reply that was cut, or a page of somebody in between: botocore takes both for answers without any member."""
     from botocore.exceptions import IncompleteReadError
+    from botocore.parsers import ResponseParserError
 
-    announced, body = response_dict["headers"].get("content-length"), response_dict["body"]
-    if announced is not None and isinstance(body, bytes) and len(body) < int(announced):
+    announced, body = response_dict["headers"].get("content-length", ""), response_dict["body"]
+    if announced.isdecimal() and len(body) < int(announced):
         raise IncompleteReadError(actual_bytes=len(body), expected_bytes=int(announced))
+    if response_dict["status_code"] < 300 and not _is_json_object(body):
+        raise ResponseParserError(f"the reply is no JSON object: {body[:_SHOWN]!r}")
+
+
+def _is_json_object(body: bytes) -> bool:
+    """As the answers of KMS and DynamoDB are."""
+    try:
+        return isinstance(json.loads(body), dict)
+    except ValueError:
+        return False
 
 
 def _in_container() -> bool:

@@ -5,6 +5,7 @@ of which class, and what each usually means, are tables below (section 3.7 of th
 KMS).
 """
 
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -17,6 +18,7 @@ _THROTTLED = frozenset(
     (
         "BandwidthLimitExceeded",
         "EC2ThrottledException",
+        "LimitExceededException",
         "PriorRequestNotComplete",
         "ProvisionedThroughputExceededException",
         "RequestLimitExceeded",
@@ -48,8 +50,14 @@ _EXPIRED = frozenset(("ExpiredToken", "ExpiredTokenException"))
 _UNKNOWN_ID = frozenset(("InvalidAccessKeyId", "InvalidClientTokenId", "UnrecognizedClientException"))
 _SKEWED = frozenset(("RequestExpired", "RequestInTheFuture", "RequestTimeTooSkewed"))
 _SIGNATURE = frozenset(("IncompleteSignature", "InvalidSignatureException", "SignatureDoesNotMatch"))
+_OF_ALL = _EXPIRED | _UNKNOWN_ID | _SKEWED | _SIGNATURE | {"MissingAuthenticationToken"}
 _DENIED = frozenset(("AccessDenied", "AccessDeniedException", "UnauthorizedOperation"))
+_DENIED_ACTION = re.compile(r"not authorized to perform: ([a-z0-9-]+:[A-Za-z]+)")
+_PERMISSIONS = {"dynamodb:TransactWriteItems": "dynamodb:PutItem"}  # no policy knows the former; ours are puts mostly
 _ABSENT = frozenset(("NotFoundException", "ResourceNotFoundException"))
+
+_CANONICAL = "The Canonical String"  # "for this request should have been": all headers follow
+_BAD_HEADER = "Invalid header value"
 
 _CLOCK = "this machine's clock is wrong by minutes (`timedatectl` tells), or a proxy holds requests back"
 _HOP_LIMIT = (
@@ -82,6 +90,16 @@ class AwsError(SignerError):
         self.response: Mapping[str, Any] = response or {}
         self.stale = stale
 
+    @property
+    def silent(self) -> bool:
+        """Whether nothing was heard of AWS at all."""
+        return not self.response
+
+    @property
+    def of_all(self) -> bool:
+        """Whether any other call would be refused, too: it is about the credentials, the clock or the settings."""
+        return self.silent or self.stale or self.code in _OF_ALL
+
 
 class AwsUnavailableError(AwsError, UnavailableError):
     """Throttled, or no answer: the call may have been executed, and may be repeated."""
@@ -92,11 +110,6 @@ class AwsUnavailableError(AwsError, UnavailableError):
     def throttled(self) -> bool:
         """Whether AWS is there and answers, only not so often."""
         return self.code in _THROTTLED
-
-    @property
-    def silent(self) -> bool:
-        """Whether nothing was heard of AWS at all."""
-        return not self.response
 
 
 @dataclass(frozen=True, slots=True)
@@ -114,6 +127,11 @@ class Call:
     def name(self) -> str:
         """As policies call it: "kms:Sign"."""
         return f"{self.service}:{self.action}"
+
+    def permission(self, message: str) -> str:
+        """The one that a role lacks, where AWS refuses with *message*; it may be named otherwise than the call."""
+        told = _DENIED_ACTION.search(message)
+        return told[1] if told else _PERMISSIONS.get(self.name, self.name)
 
     def fails(
         self,
@@ -134,26 +152,32 @@ class Call:
 def answered(call: Call, response: Mapping[str, Any], *, operation: str = "") -> AwsError:
     """The error for an answer that is none; *operation* where it belongs to another call (of the credentials)."""
     error = response.get("Error") or {}
-    code, message = str(error.get("Code") or ""), _one_line(str(error.get("Message") or ""))
+    code, message = str(error.get("Code") or ""), _one_line(_without_request(str(error.get("Message") or "")))
     status = (response.get("ResponseMetadata") or {}).get("HTTPStatusCode") or 0
     repeat = status >= 500 or status == 429 or code in _THROTTLED or code in _BROKEN
     if operation and operation != call.action:
         text = f"credentials: {operation}: {code}: {message}"
-        return call.fails(text, repeat=repeat, code=code, response=response)
+        return call.fails(text, repeat=repeat, code=code, response=response, stale=not repeat)
     text = ": ".join(part for part in (code or f"HTTP {status}", message) if part)
     cure = "" if repeat else _cure(call, code, message)
-    stale = code in _EXPIRED | _UNKNOWN_ID | _SIGNATURE
+    stale = code in _EXPIRED | _UNKNOWN_ID | _SIGNATURE and cure != _CLOCK
     return call.fails(f"{text}; {cure}" if cure else text, repeat=repeat, code=code, response=response, stale=stale)
 
 
-def unanswered(call: Call, error: Exception) -> AwsError:
-    """The error for what boto3 raises instead of an answer."""
+def unanswered(call: Call, error: Exception, *, made: bool = True) -> AwsError:
+    """The error for what boto3 raises instead of an answer; *made*: there was a client, the call itself failed."""
     from botocore import exceptions
     from botocore.parsers import ResponseParserError
 
     text = _one_line(str(error)) or type(error).__name__
+    if _BAD_HEADER in text:  # and behind that the session token
+        return call.fails(
+            "a line break or the like in the credentials: no request can be made", repeat=False, stale=True
+        )
     match error:
-        case exceptions.NoCredentialsError() | exceptions.PartialCredentialsError():
+        case exceptions.PartialCredentialsError():
+            return call.fails(f"{text}: give both parts, or neither", repeat=False, stale=True)
+        case exceptions.NoCredentialsError():
             return call.fails(_no_credentials(call, text), repeat=False, stale=True)
         case exceptions.NoRegionError():
             return call.fails(f"{text}; set region in the configuration, or AWS_REGION", repeat=False)
@@ -169,9 +193,16 @@ def unanswered(call: Call, error: Exception) -> AwsError:
             | ResponseParserError()
         ):
             return call.fails(f"no answer: {text}", repeat=True)
-        case RuntimeError():  # what the SDK says of credentials that are expired although they were just renewed
+        case exceptions.BotoCoreError():
+            return call.fails(f"{type(error).__name__}: {text}", repeat=False)
+        case RuntimeError() if "redentials" in text:  # of those that are expired although they were just renewed
             return call.fails(f"credentials: {text}; {_CLOCK}", repeat=True)
-    return call.fails(f"{type(error).__name__}: {text}", repeat=False)
+        case OSError():  # of the network botocore has its own: this is the file of a token, or a program
+            return call.fails(f"credentials: {text}", repeat=True)
+    text = f"{type(error).__name__}: {text}"
+    if not made:
+        return call.fails(f"the SDK's settings or credentials cannot be used: {text}", repeat=False)
+    return call.fails(f"no answer that can be read: {text}", repeat=True)
 
 
 def _cure(call: Call, code: str, message: str) -> str:
@@ -189,7 +220,11 @@ def _cure(call: Call, code: str, message: str) -> str:
         return f"the resource is in {theirs}, and the client asks in {call.region}: set region: {theirs}"
     if code in _DENIED:
         what = f"on {call.resource}" if call.resource else "on *"
-        return f"the role needs {call.name} {what}, by its own policy or by that of the resource"
+        return f"the role needs {call.permission(message)} {what}, by its own policy or by that of the resource"
+    if code == "DisabledException":
+        return f"somebody has disabled the key: aws kms enable-key --key-id {call.resource}"
+    if code == "KMSInvalidStateException":
+        return f"if the key is to be deleted: aws kms cancel-key-deletion --key-id {call.resource}, then enable-key"
     if code in _ABSENT:
         return f"nothing of that name in {call.region or 'the region'}: look at the name, the region and the account"
     return ""
@@ -211,6 +246,12 @@ def _region_of(resource: str) -> str:
     return parts[3] if len(parts) == 6 and parts[0] == "arn" else ""
 
 
+def _without_request(message: str) -> str:
+    """*message* less the request that some services repeat in it: its headers hold the session token."""
+    return message.partition("The Canonical String")[0].strip()
+
+
 def _one_line(text: str) -> str:
-    line = " ".join(text.split())
+    """*text* without line breaks, bounded, and without what AWS tells of the request: the session token is in it."""
+    line = " ".join(text.partition(_CANONICAL)[0].split())
     return line if len(line) <= _MAX_SHOWN else f"{line[:_MAX_SHOWN]}..."

@@ -42,21 +42,22 @@ class Table:
         self._client = client
         self.name = name
         self._keys = keys
+        self.status = "no answer"  # while it is opened: what DynamoDB says of it, or why it says nothing
 
     async def call(self, action: str, *, deadline: float | None = None, **parameters: Any) -> dict[str, Any]:
         """One call; raises `AwsError`, `AwsUnavailableError`."""
         return await self._client.call(action, resource=f"table/{self.name}", deadline=deadline, **parameters)
 
-    async def open(self, probe: Probe) -> bool:
+    async def open(self, probe: Probe, *, patient: bool = True) -> bool:
         """Return once the table can be used; tells whether it was made for that.
 
-        A server that doesn't answer is asked again until `OPEN_LIMIT`. Raises `TableError`, `AwsError`.
+        A server that doesn't answer is asked again until `OPEN_LIMIT` if *patient*. Raises `TableError`, `AwsError`.
         """
-        opening = _Opening(self, probe)
+        opening = _Opening(self, probe, patient)
         with trio.move_on_after(OPEN_LIMIT):
             await opening.run()
             return opening.made
-        raise TableError(f"DynamoDB table {self.name} is not usable after {OPEN_LIMIT:g} s: {opening.state}")
+        raise TableError(f"DynamoDB table {self.name} is not usable after {OPEN_LIMIT:g} s: {self.status}")
 
     async def state(self) -> str:
         """What DynamoDB says of the table, or why it says nothing. Raises `TableError` for keys that aren't ours."""
@@ -129,16 +130,16 @@ class Table:
 class _Opening:
     """One attempt to get a table that can be used."""
 
-    def __init__(self, table: Table, probe: Probe) -> None:
+    def __init__(self, table: Table, probe: Probe, patient: bool) -> None:
         self._table = table
         self._probe = probe
+        self._patient = patient
         self.made = False
-        self.state = "no answer"
 
     async def run(self) -> None:
         pause = _POLL
         while not await self._is_usable():
-            if self.state == _ABSENT and not self.made:
+            if self._table.status == _ABSENT and not self.made:
                 logger.info("the DynamoDB table doesn't exist and is made", table=self._table.name)
                 await self._table.create()
                 self.made = True
@@ -150,18 +151,20 @@ class _Opening:
     async def _is_usable(self) -> bool:
         """Whether the table is there and takes our calls; notes its state."""
         try:
-            self.state = await self._table.state()
-            if self.state in (*_USABLE, _HIDDEN):
+            self._table.status = await self._table.state()
+            if self._table.status in (*_USABLE, _HIDDEN):
                 await self._probe()
                 return True
         except AwsUnavailableError as exc:
-            if self.state != str(exc):
+            if not self._patient:
+                raise
+            if self._table.status != str(exc):
                 logger.warning(
                     "the DynamoDB table can't be asked, trying again", table=self._table.name, error=str(exc)
                 )
-            self.state = str(exc)
+            self._table.status = str(exc)
         except AwsError as exc:
             if exc.code != "ResourceNotFoundException":
                 raise
-            self.state = _ABSENT  # the probe's word: the role may not ask for the state, or it was early
+            self._table.status = _ABSENT  # the probe's word: the role may not ask for the state, or it was early
         return False

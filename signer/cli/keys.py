@@ -3,17 +3,17 @@
 from __future__ import annotations
 
 import json
-import os
-import re
 import sys
-from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import click
 
-from signer.cli.common import CliCommand, configure_logs, load_settings, standard_input
+from signer.cli import secret_keys
+from signer.cli.common import CliCommand, configure_logs, load_settings
+from signer.cli.secret_keys import ImportError_
 from signer.errors import ConfigurationError, SignerError
 
 if TYPE_CHECKING:
@@ -34,11 +34,6 @@ _TYPES = {
     "tz4": "BLS12_381",
 }
 _CAN_CREATE = ("NitroEnclave",)
-_MAX_INPUT = 1024 * 1024  # characters of standard input or a file
-
-
-class ImportError_(SignerError):  # noqa: N801, N818
-    """An import or generation that can't be done; the text is the reference's."""
 
 
 def _with_vaults(work: Callable[[Settings, Mapping[str, Vault]], Awaitable[None]]) -> None:
@@ -155,6 +150,7 @@ def _listed(settings: Settings, vault: Vault, keys: list[PublicKey]) -> list[Lis
 )
 @click.option("-f", "--from", "source", type=click.Path(path_type=Path), help="File with one key.")
 @click.option("-o", "--opt", "options", metavar="K:V[,K:V...]", multiple=True, help="Options of the vault.")
+@click.option("--sealed", is_flag=True, help="The host's side of `signer seal-for`: sealed keys over standard input.")
 def import_command(
     secrets: tuple[str, ...],
     *,
@@ -163,6 +159,7 @@ def import_command(
     password_file: Path | None,
     source: Path | None,
     options: tuple[str, ...],
+    sealed: bool,
 ) -> None:
     """Bring secret keys into a vault: from --from FILE, the arguments, standard input, or a prompt.
 
@@ -174,6 +171,11 @@ def import_command(
     name = _required(vault)
     for option in options:
         parse_options(option)
+    if sealed:
+        if secrets or source or password or password_file:
+            raise click.UsageError("--sealed takes no secret keys: they stay where `signer seal-for` runs")
+        _with_vaults(lambda settings, vaults: _import_sealed(_vault(settings, vaults, name, "import")))
+        return
     if secrets or password:
         click.echo(
             "WARNING: secrets given as arguments stay in the shell's history and were visible to every user of this "
@@ -183,12 +185,20 @@ def import_command(
     if secrets and source is not None:
         # The reference takes the file and passes over the arguments: whoever gave both would miss keys.
         raise click.UsageError("give the keys by --from or as arguments, not both")
-    keys = _parse_all(_read_secrets(secrets, source), _passphrase(password, password_file))
+    keys = secret_keys.parse_all(secret_keys.read(secrets, source), secret_keys.passphrase(password, password_file))
     try:
         _with_vaults(lambda settings, vaults: _import_all(_vault(settings, vaults, name, "import"), keys))
     finally:
         for key in keys:
             key.wipe()
+
+
+async def _import_sealed(vault: Vault) -> None:
+    from signer.cli.sealing import import_sealed
+    from signer.vaults.nitro.vault import NitroVault
+
+    assert isinstance(vault, NitroVault)  # of those that can create
+    await import_sealed(vault)
 
 
 async def _import_all(vault: Vault, keys: list[SecretKey]) -> None:
@@ -204,86 +214,10 @@ async def _import_all(vault: Vault, keys: list[SecretKey]) -> None:
                 await vault.import_key(key)
             except SignerError as exc:
                 done = f"; stored before it: {', '.join(stored)}" if stored else ""
-                raise ImportError_(f"{_which(number, keys)}{exc}{done}") from exc
+                raise ImportError_(f"{secret_keys.which(number, keys)}{exc}{done}") from exc
             log.info("Successfully imported", pkh=pkh, vault=vault.kind)
             stored.append(pkh)
             advance()
-
-
-def _parse_all(texts: list[bytes], passphrase: Callable[[], str | None]) -> list[SecretKey]:
-    """Every key, before the first is stored: a slip in the last one leaves nothing half done."""
-    from signer.crypto import CryptoError, PassphraseNeededError
-    from signer.crypto.formats import parse_secret_key
-
-    keys: list[SecretKey] = []
-    for number, text in enumerate(texts, 1):
-        try:
-            keys.append(parse_secret_key(text, passphrase))
-        except CryptoError as exc:
-            for key in keys:
-                key.wipe()
-            advice = "; use --password-file" if isinstance(exc, PassphraseNeededError) else ""
-            raise ImportError_(f"{_which(number, texts)}{exc}{advice}") from None
-    return keys
-
-
-def _which(number: int, keys: Sequence[object]) -> str:
-    return f"key {number} of {len(keys)}: " if len(keys) > 1 else ""
-
-
-def _read_secrets(arguments: tuple[str, ...], source: Path | None) -> list[bytes]:
-    if source is not None:
-        return [_read(source)]
-    if arguments:
-        return [os.fsencode(argument) for argument in arguments]
-    if _on_terminal():
-        return [os.fsencode(_prompt("Enter the secret key"))]
-    data = standard_input().read(_MAX_INPUT)
-    if not data.strip():
-        raise ImportError_("standard input holds no secret key")
-    lines = data.split()
-    one_a_line = len(lines) > 1 and all(
-        re.fullmatch(rb"(unencrypted:|encrypted:)?[1-9A-HJ-NP-Za-km-z]{40,120}", line) for line in lines
-    )
-    return lines if one_a_line else [data]
-
-
-def _read(file: Path) -> bytes:
-    try:
-        return file.read_bytes()[:_MAX_INPUT]
-    except OSError as exc:
-        raise ImportError_(f"cannot read {file}: {exc.strerror}") from exc
-
-
-def _on_terminal() -> bool:
-    return sys.stdin is not None and sys.stdin.isatty()
-
-
-def _prompt(text: str) -> str:
-    """A line typed without echo."""
-    try:
-        typed: str = click.prompt(text, hide_input=True, prompt_suffix=": ")
-    except UnicodeDecodeError:
-        raise ImportError_("what was typed is not UTF-8") from None
-    return typed
-
-
-def _passphrase(password: str | None, file: Path | None) -> Callable[[], str | None]:
-    """Asked for once, at the first encrypted key."""
-    known: list[str] = []
-
-    def ask() -> str | None:
-        if known:
-            return known[0]
-        if password:
-            known.append(password)
-        elif file is not None:
-            known.append(os.fsdecode(_read(file)).rstrip("\r\n"))
-        elif _on_terminal():
-            known.append(_prompt("Enter the password"))
-        return known[0] if known else None
-
-    return ask
 
 
 @contextmanager
@@ -298,6 +232,43 @@ def _progress(what: str, total: int) -> Iterator[Callable[[], None]]:
     with Progress(console=Console(stderr=True), transient=True) as progress:
         task = progress.add_task(what, total=total)
         yield lambda: progress.advance(task)
+
+
+@click.command(cls=CliCommand)
+@click.argument("addresses", metavar="[PKH]...", nargs=-1)
+@click.option("-v", "--vault", metavar="NAME", help="The nitro vault that holds the keys. [required]")
+@click.option("--all", "everything", is_flag=True, help="Every key of the vault.")
+@click.option("--yes", is_flag=True, help="Don't ask.")
+def reseal(*, addresses: tuple[str, ...], vault: str | None, everything: bool, yes: bool) -> None:
+    """Seal stored keys anew, in version 1: bound to their address, and never seen by KMS.
+
+    There is no way back: tee-signer can't open them. Keep a copy of the old key file until the keys have signed.
+    """
+    from signer.errors import MalformedRequestError
+    from signer.tezos.errors import TezosError
+    from signer.tezos.keys import PublicKeyHash
+
+    configure_logs()
+    name = _required(vault)
+    if bool(addresses) == everything:
+        raise click.UsageError("give the addresses of keys, or --all")
+    try:
+        wanted = [PublicKeyHash.from_base58(address) for address in addresses]
+    except TezosError as exc:
+        raise MalformedRequestError(str(exc)) from exc
+    if not yes:
+        click.confirm("tee-signer can't open keys of version 1. Go on?", abort=True, err=True)
+
+    async def work(settings: Settings, vaults: Mapping[str, Vault]) -> None:
+        from signer.vaults.nitro.vault import NitroVault
+
+        target = _vault(settings, vaults, name, "reseal")
+        assert isinstance(target, NitroVault)  # of those that can create
+        for key in wanted or list(target.keys()):
+            done = await target.reseal(key)
+            click.echo(f"{key}: {'sealed anew' if done else 'of version 1 already'}")
+
+    _with_vaults(work)
 
 
 @click.command("prove-possession", cls=CliCommand)
@@ -364,4 +335,4 @@ def parse_options(text: str) -> dict[str, str]:
     return pairs
 
 
-COMMANDS = (list_command, import_command, generate, prove_possession)
+COMMANDS = (list_command, import_command, generate, reseal, prove_possession)

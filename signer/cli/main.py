@@ -10,7 +10,7 @@ import sys
 import click
 
 from proxy import output
-from signer.cli import configuration, demo, keys, policies, requests, serving, watermarks
+from signer.cli import attestation, configuration, demo, images, keys, policies, requests, sealing, serving, watermarks
 from signer.cli.common import CliCommand, CliGroup
 from signer.errors import SignerError
 from signer.process import forbid_core_dumps
@@ -39,6 +39,9 @@ for _command in (
     *configuration.COMMANDS,
     *watermarks.COMMANDS,
     *policies.COMMANDS,
+    *attestation.COMMANDS,
+    *sealing.COMMANDS,
+    *images.COMMANDS,
     *demo.COMMANDS,
 ):
     cli.add_command(_command)

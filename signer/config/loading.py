@@ -64,7 +64,7 @@ _WORDS = {
     "missing": "is missing",
 }
 _MEMBERS = ("str", "AwsTable", "NitroSettings", "AwsKmsSettings")  # of unions
-_WHOLE = ("expected_pcrs",)  # a register without a value would be a check that is lost, not a default
+_WHOLE = ("expected_pcrs", "pcrs")  # a register without a value would be a check that is lost, not a default
 _SOME_KEY = PublicKeyHash(Curve.ED25519, bytes(20))  # in place of one that can't be read, to look at its policy
 _NO_BASE_DIR = "Key: 'Config.BaseDir' Error:Field validation for 'BaseDir' failed on the 'required' tag"
 _M = TypeVar("_M", bound=BaseModel)

@@ -37,6 +37,9 @@ DEFAULT_ENCLAVE_PORT = 2000
 _HOST_PORT = "expected host:port, such as 127.0.0.1:6732 or :6732, with a port from 1 to 65535"
 _MAX_UINT32 = 2**32 - 1
 CID_PATTERN = "{cid}"  # in an enclave_address
+_KMS_REGION = re.compile(  # in an ARN, and in the name of an endpoint of KMS, in a VPC or not
+    r"arn:[a-z-]+:kms:([a-z0-9-]+):.*|(?:.*\.)?kms(?:-fips)?\.([a-z0-9-]+-[0-9]+)\..*"
+)
 _HOST = re.compile(r"[A-Za-z0-9]([A-Za-z0-9-]{0,62})(\.[A-Za-z0-9]([A-Za-z0-9-]{0,62}))*\.?")
 
 
@@ -120,7 +123,7 @@ def _registers(value: object) -> object:
     if value is None:
         return {}
     if not isinstance(value, dict):
-        raise PydanticCustomError("pcrs", "expected a map of PCR0, PCR1, PCR2 to their values")
+        raise PydanticCustomError("pcrs", "expected a map of registers, such as PCR0, to their values")
     seen: set[str] = set()
     for spelled in map(_spelled, value):
         if spelled in seen:
@@ -136,6 +139,12 @@ def _spelled(register: object) -> str:
 def _register(key: object) -> str:
     if _spelled(key) not in ("PCR0", "PCR1", "PCR2"):
         raise PydanticCustomError("pcrs", "expected PCR0, PCR1 or PCR2: nitro-cli tells no other register")
+    return _spelled(key)
+
+
+def _attested_register(key: object) -> str:
+    if not re.fullmatch("PCR([0-9]|[12][0-9]|3[01])", _spelled(key)):
+        raise PydanticCustomError("pcrs", "expected PCR0 to PCR31")
     return _spelled(key)
 
 
@@ -160,6 +169,27 @@ def _measurement(value: object) -> str:
 Register = Annotated[str, BeforeValidator(_register)]
 Measurements = Annotated[tuple[Annotated[str, BeforeValidator(_measurement)], ...], BeforeValidator(_measurements)]
 Registers = Annotated[Mapping[Register, Measurements], BeforeValidator(_registers)]
+AttestedRegister = Annotated[str, BeforeValidator(_attested_register)]
+AttestedRegisters = Annotated[Mapping[AttestedRegister, Measurements], BeforeValidator(_registers)]
+
+
+def _attestation(value: object) -> object:
+    """`off` is false to YAML 1.1."""
+    if value is False:
+        return "off"
+    if value not in ("off", "warn", "require"):
+        raise PydanticCustomError("attestation", "expected off, warn or require")
+    return value
+
+
+Attestation = Annotated[Literal["off", "warn", "require"], BeforeValidator(_attestation)]
+
+
+def _fingerprint(value: object) -> object:
+    text = value.strip().lower().replace(":", "") if isinstance(value, str) else ""
+    if not re.fullmatch("[0-9a-f]{64}", text):
+        raise PydanticCustomError("fingerprint", "expected the SHA-256 of a root certificate, 64 hexadecimal digits")
+    return text
 
 
 def _no_bool(value: object) -> object:
@@ -266,7 +296,12 @@ class NitroSettings(Strict):
     enclave_address: str | None = None  # may contain {cid}
     enclave_name: str = ""  # EnclaveName or EnclaveID; empty: the only one that runs
     allow_debug_mode: bool | None = None  # None: no, where nitro-cli is asked
-    expected_pcrs: Registers = {}  # values accepted for each register
+    expected_pcrs: Registers = {}  # values accepted for each register, of what nitro-cli tells
+    attestation: Attestation | None = None  # None: require where there are pcrs, else off
+    pcrs: AttestedRegisters = {}  # values accepted for each register, of what the enclave attests
+    attestation_root: Annotated[str, BeforeValidator(_fingerprint)] | None = None  # None: AWS's root
+    enclave_log_port: Annotated[int, BeforeValidator(_go_integer), Field(ge=0, le=_MAX_UINT32)] = 2001  # 0: unread
+    seal: Literal["legacy", "v1"] = "legacy"  # the format of new blobs; both are read
     sessions: Annotated[int, BeforeValidator(_go_integer), Field(ge=1, le=16)] = 2
     encryption_key_id: str = ""
     proxy_local_port: Port = 8000
@@ -302,7 +337,8 @@ class NitroSettings(Strict):
         if self.enclave_address is not None:
             if self.enclave_port is not None or (self.enclave_cid is not None and not pattern):
                 raise PydanticCustomError("address", "enclave_address takes the place of enclave_cid and enclave_port")
-            if not pattern and (self.enclave_name or self.expected_pcrs or self.allow_debug_mode is not None):
+            asked = self.expected_pcrs or (self.allow_debug_mode is not None and self.judging == "off")
+            if not pattern and (self.enclave_name or asked):
                 raise PydanticCustomError(
                     "address",
                     "enclave_name, expected_pcrs and allow_debug_mode need enclave_cid in place of enclave_address: "
@@ -318,7 +354,14 @@ class NitroSettings(Strict):
             raise PydanticCustomError("name", "enclave_name says which CID to take; leave enclave_cid out, or auto")
         if not self.encryption_key_id:
             raise PydanticCustomError(MISSING_KEY_TYPE, MISSING_KEY_ID)
+        if self.pcrs and self.attestation == "off":
+            raise PydanticCustomError("attestation", "pcrs are compared by attestation: warn or require, never by off")
         return self
+
+    @property
+    def judging(self) -> Literal["off", "warn", "require"]:
+        """What becomes of an enclave that does not prove what it is."""
+        return self.attestation or ("require" if self.pcrs else "off")
 
     @property
     def proxy_listen(self) -> address.Address:
@@ -330,6 +373,14 @@ class NitroSettings(Strict):
                 return address.UnixAddress(base, self.proxy_local_port)
             case address.TcpAddress():
                 return address.TcpAddress("127.0.0.1", self.proxy_local_port)
+
+    @property
+    def kms_region(self) -> str:
+        """The region that the key's ARN names, or the host behind the proxy; "" where neither does."""
+        for text in (self.encryption_key_id, self.proxy_remote_address):
+            if match := _KMS_REGION.fullmatch(text):
+                return match[1] or match[2]
+        return ""
 
     @property
     def fixed_cid(self) -> int | None:

@@ -33,6 +33,7 @@ __all__ = [
     "UnsupportedError",
     "WrongPassphraseError",
     "check_public_key",
+    "derive_secret_key",
     "expect",
     "generate_secret_key",
     "load_secret_key",
@@ -69,18 +70,22 @@ def load_secret_key(curve: Curve, secret: bytes | bytearray) -> SecretKey:
 
 
 def generate_secret_key(curve: Curve, entropy: Callable[[int], bytes] = os.urandom) -> SecretKey:
-    """A new key; *entropy* returns that many random bytes.
-
-    BLS derives the scalar by the KeyGen of the IETF draft from 32 of them. ECDSA draws again in the unlikely case
-    that the number is not a valid scalar.
-    """
-    if curve is Curve.BLS12_381:
-        return bls.BlsSecretKey(bls.derive_scalar(entropy(32)))
+    """A new key; *entropy* returns that many random bytes. Draws again where they make no key."""
     while True:
         try:
-            return load_secret_key(curve, entropy(32))
+            return derive_secret_key(curve, entropy(32))
         except InvalidKeyError:
             continue
+
+
+def derive_secret_key(curve: Curve, entropy: bytes) -> SecretKey:
+    """The key of 32 random bytes; raises `InvalidKeyError` in the unlikely case that they are no scalar of ECDSA.
+
+    BLS derives the scalar by the KeyGen of the IETF draft, Ed25519 takes any bytes.
+    """
+    if curve is Curve.BLS12_381:
+        return bls.BlsSecretKey(bls.derive_scalar(entropy))
+    return load_secret_key(curve, entropy)
 
 
 def check_public_key(key: PublicKey) -> None:

@@ -5,6 +5,8 @@ import errno
 import os
 import signal
 import sys
+from collections.abc import Awaitable, Callable, Mapping
+from functools import partial
 from pathlib import Path
 
 import trio
@@ -17,22 +19,31 @@ from proxy.address import (
     TcpAddress,
     UnixAddress,
     VsockAddress,
+    connect,
     listen,
     listen_unix,
     parse,
     remove,
 )
-from signer.enclave.hybrid import Greeter
+from signer.enclave import program
+from signer.enclave.entropy import SeedError
+from signer.enclave.hybrid import Greeter, Handler
 from signer.enclave.log import say
+from signer.enclave.nsm.device import open_device
+from signer.enclave.nsm.interface import NoNsmError, NsmError
 from signer.enclave.sealing.interface import Sealing
 from signer.enclave.sealing.local import KeyFileError, LocalSealing, load_or_create_key_file
 from signer.enclave.sealing.none import NoSealing
 from signer.enclave.server import Server
 from signer.enclave.session import Session
+from signer.enclave.settings import Settings, SettingsError, read
+from signer.enclave.stream import LogStream
 from signer.process import end_with_parent, forbid_core_dumps
 
-DEFAULT_PORT = 2000
 _USAGE_ERROR = 2  # exit status
+_CLOSE_TIMEOUT = 1.0  # seconds for the connections to KMS; the enclave ends with the program
+
+Task = Callable[[], Awaitable[None]]
 
 
 class StartError(Exception):
@@ -43,17 +54,26 @@ class ListenError(Exception):
     """The address cannot be listened on; the text says why and what to do."""
 
 
+class DutyError(Exception):
+    """The security module, or what it has to do for this program, failed at the start."""
+
+
 def main() -> None:
     """Parse the arguments, harden the process, serve until SIGTERM or SIGINT."""
     options = _parser().parse_args()
     try:
         _harden(exit_with_parent=options.exit_with_parent)
-        sealing = _sealing(options)
-        trio.run(_run, _address(options.listen), sealing)
+        settings = _settings()
+        address = _address(options.listen, settings)
+        if options.sealing == "kms":
+            _forbid_development(options)
+            trio.run(_run_attested, address, settings)
+        else:
+            trio.run(_run_development, address, _sealing(options), settings)
     except StartError as exc:
         print(f"Error: {exc}", file=sys.stderr)
         sys.exit(_USAGE_ERROR)
-    except ListenError as exc:
+    except (ListenError, DutyError, NoNsmError) as exc:
         print(f"Error: {exc}", file=sys.stderr)
         sys.exit(1)
     output.settle()
@@ -72,13 +92,13 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument(
         "--sealing",
-        choices=["local", "none"],
+        choices=["kms", "local", "none"],
         required=True,
-        help="how keys are sealed for the host: local = under a key file (development), "
-        "none = not at all, in clear (tests of interoperation)",
+        help="how keys are sealed for the host: kms = by AWS KMS, with attestation (inside an enclave), "
+        "local = under a key file (development), none = not at all, in clear (tests of interoperation)",
     )
     parser.add_argument(
-        "--development", action="store_true", help="confirm that the keys protect nothing; --sealing needs it"
+        "--development", action="store_true", help="confirm that the keys protect nothing; local and none need it"
     )
     parser.add_argument(
         "--key-file",
@@ -90,23 +110,26 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
-def _address(text: str | None) -> Address:
+def _settings() -> Settings:
+    try:
+        return read(os.environ)
+    except SettingsError as exc:
+        raise StartError(str(exc)) from exc
+
+
+def _address(text: str | None, settings: Settings) -> Address:
     if text is None:
-        return VsockAddress(VSOCK_ANY, _port_of_environment())
+        return VsockAddress(VSOCK_ANY, settings.listen_port)
     try:
         return parse(text)
     except AddressError as exc:
         raise StartError(f"--listen: {exc}") from exc
 
 
-def _port_of_environment() -> int:
-    """LISTEN_PORT, as the reference's image takes it; empty means the default, nonsense refuses to start."""
-    text = os.environ.get("LISTEN_PORT", "")
-    if text == "":
-        return DEFAULT_PORT
-    if not (text.isascii() and text.isdigit()) or not 0 < int(text) < VSOCK_ANY:
-        raise StartError(f"LISTEN_PORT: expected a port number, got {text!r}")
-    return int(text)
+def _forbid_development(options: argparse.Namespace) -> None:
+    """Nobody shall believe that keys protect something, or nothing, where it is the other way round."""
+    if options.development:
+        raise StartError("--sealing kms is not for development: leave out --development, or take --sealing local")
 
 
 def _sealing(options: argparse.Namespace) -> Sealing:
@@ -124,25 +147,58 @@ def _sealing(options: argparse.Namespace) -> Sealing:
         raise StartError(str(exc)) from exc
 
 
-async def _run(address: Address, sealing: Sealing) -> None:
-    server = Server(lambda: Session(sealing))
+async def _run_attested(address: Address, settings: Settings) -> None:
+    """Serve from an image. Raises `NoNsmError`, `DutyError` and `ListenError`."""
+    with open_device() as nsm:
+        proxy = partial(connect, VsockAddress(settings.proxy_cid, settings.proxy_port))
+        try:
+            running = await program.start(nsm, settings, proxy)
+        except (NsmError, SeedError) as exc:
+            raise DutyError(f"the enclave program cannot start: {exc}") from exc
+        try:
+            await _run(address, running.new_session, running.tend, log_port=settings.log_port)
+        finally:
+            with trio.move_on_after(_CLOSE_TIMEOUT, shield=True):
+                await running.aclose()
+
+
+async def _run_development(address: Address, sealing: Sealing, settings: Settings) -> None:
+    await _run(address, lambda: Session(sealing), log_port=settings.log_port)
+
+
+async def _run(address: Address, new_session: Callable[[], Session], *tasks: Task, log_port: int) -> None:
+    """Listen, then serve until a signal comes, with *tasks* and the log stream beside."""
+    server, logs = Server(new_session), LogStream()
     listener = await _listen(address)
+    log_listener = None
+    if log_port and isinstance(address, VsockAddress):
+        log_listener = await _listen(VsockAddress(address.cid, log_port))
     async with trio.open_nursery() as nursery:
         nursery.start_soon(_stop_on_signal, server)
-        match address:
-            case UnixAddress(base, port):
-                _announce(address)
-                try:
-                    await server.serve(listener, greet=Greeter(port).greet)
-                finally:
-                    remove(base)
-            case TcpAddress(host, _):
-                _announce(TcpAddress(host, listener.socket.getsockname()[1]))
-                await server.serve(listener)
-            case VsockAddress():
-                _announce(address)
-                await server.serve(listener)
+        for task in tasks:
+            nursery.start_soon(task)
+        if log_listener is not None:
+            nursery.start_soon(trio.serve_listeners, logs.serve, [log_listener])
+        await _serve(address, server, listener, {log_port: logs.serve} if log_port else {})
         nursery.cancel_scope.cancel(reason="served to the end")
+
+
+async def _serve(
+    address: Address, server: Server, listener: trio.SocketListener, others: Mapping[int, Handler]
+) -> None:
+    match address:
+        case UnixAddress(base, port):
+            _announce(address)
+            try:
+                await server.serve(listener, greet=Greeter(port, others).greet)
+            finally:
+                remove(base)
+        case TcpAddress(host, _):
+            _announce(TcpAddress(host, listener.socket.getsockname()[1]))
+            await server.serve(listener)
+        case VsockAddress():
+            _announce(address)
+            await server.serve(listener)
 
 
 async def _listen(address: Address) -> trio.SocketListener:

@@ -1,10 +1,13 @@
 """Calls and replies between host and enclave as values, and their CBOR form; section 4.2 to 4.4 of the signer
-specification. Does no I/O.
+specification, and 7.2 of the enclave specification for the calls around attestation. Does no I/O.
 
 Byte for byte what tee-signer and Signatory write, so that either side can be exchanged. Binary fields are accepted as
 byte strings and as arrays of integers; they are written as byte strings up to 4,096 bytes and as arrays above, because
 the enclave's decoder (ciborium) refuses longer byte strings. An Ed25519 signature in a reply is always an array: so
 the Rust library writes it.
+
+tee-signer knows none of the calls around attestation, and ignores unknown fields of `Initialize`: it refuses the ones
+by its decoder's error, see `RemoteError.unknown_call`, and does without the others.
 """
 
 from collections.abc import Callable
@@ -18,6 +21,15 @@ MAX_BYTE_STRING = 4096  # bytes; ciborium 0.2.2 refuses a longer byte string, an
 SIGNING_VERSIONS = (0, 1, 2, 255)
 MAX_HANDLE = 2**64 - 1
 MAX_CAUSES = 12  # links of an error chain that are read
+
+PURPOSES = ("session", "import")  # of `Attest`
+SEAL_V1 = "v1"  # the version that `Initialize` may ask for
+MIN_NONCE, MAX_NONCE = 16, 64  # bytes
+MAX_USER_DATA = 256  # bytes of the caller's user data
+MAX_CIPHERTEXT = 4096  # bytes; a sealed key has 39 to 45, sealed credentials a few hundred to two thousand
+MAX_ADDRESS = 64  # characters; an address has 36
+MAX_MARKS = 320  # characters of an ARN; that of a table with the longest name has some 310
+X25519_LENGTH = 32  # bytes of a public key, and of what HPKE calls enc
 
 CURVE_NAMES = {
     Curve.SECP256K1: "Secp256k1",
@@ -53,19 +65,37 @@ class RemoteError(Exception):
         super().__init__(str(chain))
         self.chain = chain
 
+    @property
+    def unknown_call(self) -> bool:
+        """Whether the enclave does not know the call at all: an older program than the host, or tee-signer.
+
+        Ours says `unknown call, expected one of …`, tee-signer (serde) ``… unknown variant `Attest`, expected …``.
+        """
+        outermost = self.chain.messages[0]
+        return len(self.chain.messages) == 1 and any(text in outermost for text in _UNKNOWN_CALL)
+
+
+_UNKNOWN_CALL = ("unknown call", "unknown variant `")
+
 
 # -- calls
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Initialize:
-    """Opens a session: credentials for KMS, and the key that seals. Secrets stay out of the repr."""
+    """Opens a session: credentials for KMS, and the key that seals. Secrets stay out of the repr.
+
+    *seal* asks for blobs of that version, by default the legacy one. With *update* an open session takes over new
+    credentials and keeps its keys; one that is not open is opened.
+    """
 
     access_key_id: str = ""
     secret_access_key: str = field(default="", repr=False)
     session_token: str | None = field(default=None, repr=False)
     encryption_key_id: str = ""
     region: str = ""
+    seal: str | None = None  # `SEAL_V1`
+    update: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -137,6 +167,50 @@ class ProvePossession:
     over: bytes | None = None
 
 
+@dataclass(frozen=True, slots=True)
+class Attest:
+    """A document that says which program answers; for *purpose* import with a fresh key to seal to."""
+
+    purpose: str  # of `PURPOSES`
+    nonce: bytes  # 16 to 64 bytes
+    user_data: bytes = b""  # at most 256 bytes
+
+
+@dataclass(frozen=True, slots=True)
+class ImportSealed:
+    """Import a key that was sealed to the key of an `Attest` for import (HPKE), and keep it under a handle."""
+
+    key: bytes  # X25519, 32 bytes
+    enc: bytes  # 32 bytes
+    ciphertext: bytes = field(repr=False)
+    address: str
+    marks: str | None = None  # ARN of the table that the key's watermarks are bound to
+
+
+@dataclass(frozen=True, slots=True)
+class AttestKey:
+    """A document that says that the key of *handle* is in this enclave."""
+
+    handle: int
+    nonce: bytes  # 16 to 64 bytes
+
+
+@dataclass(frozen=True, slots=True)
+class Reseal:
+    """Open a sealed key and return it sealed in version 1."""
+
+    blob: bytes = field(repr=False)
+
+
+@dataclass(frozen=True, slots=True)
+class InitializeSealed:
+    """`Initialize` whose map was sealed to the key of an `Attest` for import, as for `ImportSealed`."""
+
+    key: bytes  # X25519, 32 bytes
+    enc: bytes  # 32 bytes
+    ciphertext: bytes = field(repr=False)
+
+
 Call = (
     Initialize
     | Import
@@ -148,6 +222,11 @@ Call = (
     | PublicKeyOf
     | PublicKeyFrom
     | ProvePossession
+    | Attest
+    | ImportSealed
+    | AttestKey
+    | Reseal
+    | InitializeSealed
 )
 
 
@@ -164,14 +243,21 @@ class Imported:
 
 @dataclass(frozen=True, slots=True)
 class Created:
-    """Result of `ImportUnencrypted`, `GenerateAndImport`, and of `Generate` (without a handle)."""
+    """Result of `ImportUnencrypted`, `GenerateAndImport`, `ImportSealed`; of `Generate`, `Reseal` without a handle."""
 
     encrypted_private_key: bytes = field(repr=False)
     public_key: PublicKey
     handle: int | None
 
 
-Result = None | Imported | Created | Signature | PublicKey
+@dataclass(frozen=True, slots=True)
+class Attested:
+    """Result of `Attest` and `AttestKey`; nothing in the document is true before it has been verified."""
+
+    document: bytes = field(repr=False)
+
+
+Result = None | Imported | Created | Signature | PublicKey | Attested
 
 
 # -- encoding
@@ -203,8 +289,24 @@ def encode_call(call: Call) -> bytes:
             return dumps({"ProvePossession": handle})
         case ProvePossession(handle, over):
             return dumps({"ProvePossession": {"handle": handle, "public_key": {"Bls": over}}})
+        case Attest(purpose, nonce, user_data):
+            asked: dict[str, object] = {"purpose": purpose, "nonce": _binary(nonce)}
+            return dumps({"Attest": asked | ({"user_data": _binary(user_data)} if user_data else {})})
+        case ImportSealed():
+            return dumps({"ImportSealed": _import_sealed(call)})
+        case AttestKey(handle, nonce):
+            return dumps({"AttestKey": {"handle": handle, "nonce": _binary(nonce)}})
+        case Reseal(blob):
+            return dumps({"Reseal": _binary(blob)})
+        case InitializeSealed(key, enc, ciphertext):
+            return dumps({"InitializeSealed": {"key": key, "enc": enc, "ciphertext": _binary(ciphertext)}})
         case _:
             assert_never(call)
+
+
+def encode_credentials(call: Initialize) -> bytes:
+    """The map of *call* alone: the plaintext of `InitializeSealed`."""
+    return dumps(_initialize(call))
 
 
 def encode_reply(result: Result) -> bytes:
@@ -223,6 +325,8 @@ def encode_reply(result: Result) -> bytes:
             if handle is not None:
                 value["handle"] = handle
             return dumps({"Ok": value})
+        case Attested(document):
+            return dumps({"Ok": {"document": document}})
         case _:
             assert_never(result)
 
@@ -235,11 +339,25 @@ def encode_error(*messages: str) -> bytes:
     return dumps({"Err": source})
 
 
-def _initialize(call: Initialize) -> dict[str, str]:
-    argument = {"access_key_id": call.access_key_id, "secret_access_key": call.secret_access_key}
+def _initialize(call: Initialize) -> dict[str, object]:
+    """Fields that say nothing are left out: so the frame of a plain session is tee-signer's to the byte."""
+    argument: dict[str, object] = {"access_key_id": call.access_key_id, "secret_access_key": call.secret_access_key}
     if call.session_token is not None:
         argument["session_token"] = call.session_token
-    return argument | {"encryption_key_id": call.encryption_key_id, "region": call.region}
+    argument |= {"encryption_key_id": call.encryption_key_id, "region": call.region}
+    if call.seal is not None:
+        argument["seal"] = call.seal
+    if call.update:
+        argument["update"] = True
+    return argument
+
+
+def _import_sealed(call: ImportSealed) -> dict[str, object]:
+    argument: dict[str, object] = {"key": call.key, "enc": call.enc, "ciphertext": _binary(call.ciphertext)}
+    argument["address"] = call.address
+    if call.marks is not None:
+        argument["marks"] = call.marks
+    return argument
 
 
 def _binary(data: bytes) -> bytes | list[int]:
@@ -271,6 +389,16 @@ def decode_call(payload: bytes) -> Call:
         raise MalformedCallError(str(exc)) from exc
 
 
+def decode_credentials(plaintext: bytes) -> Initialize:
+    """The inverse of `encode_credentials`; raises `MalformedCallError`, whose text never shows a field's value."""
+    try:
+        return _decode_initialize(loads(plaintext))
+    except CborError:  # its text may quote what it met
+        raise MalformedCallError("malformed CBOR") from None
+    except _Mismatch as exc:
+        raise MalformedCallError(str(exc)) from exc
+
+
 def decode_reply(call: Call, payload: bytes) -> Result:
     """What the enclave answered to *call*.
 
@@ -293,16 +421,18 @@ class _Mismatch(Exception):  # noqa: N818
 
 def _result(call: Call, value: object) -> Result:
     match call:
-        case Initialize():
+        case Initialize() | InitializeSealed():
             if value is not None:
-                raise _Mismatch("the result of Initialize is null")
+                raise _Mismatch(f"the result of {type(call).__name__} is null")
             return None
         case Import():
             fields = _map(value, "result")
             return Imported(_decode_public_key(fields.get("public_key")), _handle(fields.get("handle")))
-        case ImportUnencrypted() | GenerateAndImport() | Generate():
+        case Attest() | AttestKey():
+            return Attested(_bytes(_map(value, "result").get("document"), "document"))
+        case ImportUnencrypted() | GenerateAndImport() | ImportSealed() | Generate() | Reseal():
             fields = _map(value, "result")
-            handle = None if isinstance(call, Generate) else _handle(fields.get("handle"))
+            handle = None if isinstance(call, Generate | Reseal) else _handle(fields.get("handle"))
             blob = _bytes(fields.get("encrypted_private_key"), "encrypted_private_key")
             return Created(blob, _decode_public_key(fields.get("public_key")), handle)
         case Sign() | SignWith() | ProvePossession():
@@ -390,6 +520,11 @@ def _decode_signature(value: object) -> Signature:
     return Signature(curve, _bytes(data, f"{name} signature", (_SIGNATURE_LENGTH[curve],)))
 
 
+def encode_private_key(curve: Curve, secret: bytes | bytearray) -> bytes:
+    """The private key map: the plaintext of sealed keys and sealed imports."""
+    return dumps({CURVE_NAMES[curve]: bytes(secret)})
+
+
 def decode_private_key(value: object) -> ImportUnencrypted:
     """A private key map (`{"Ed25519": seed}`); raises `MalformedCallError`."""
     try:
@@ -414,15 +549,43 @@ def _chain(value: object) -> RpcErrorChain:
     return RpcErrorChain(tuple(messages))
 
 
+def _limited(value: object, what: str, limit: int) -> bytes:
+    data = _bytes(value, what)
+    if len(data) > limit:
+        raise _Mismatch(f"{what} must have at most {limit} bytes")
+    return data
+
+
+def _short_text(value: object, what: str, limit: int) -> str:
+    """Printable ASCII: it becomes part of what a sealed message is bound to, and is shown to people."""
+    text = _text(value, what)
+    if not (0 < len(text) <= limit and text.isascii() and text.isprintable()):
+        raise _Mismatch(f"{what} must have 1 to {limit} printable ASCII characters")
+    return text
+
+
+def _nonce(value: object) -> bytes:
+    nonce = _bytes(value, "nonce")
+    if not MIN_NONCE <= len(nonce) <= MAX_NONCE:
+        raise _Mismatch(f"nonce must have {MIN_NONCE} to {MAX_NONCE} bytes")
+    return nonce
+
+
 def _decode_initialize(argument: object) -> Initialize:
     fields = _map(argument, "credentials")
-    token = fields.get("session_token")
+    token, seal, update = fields.get("session_token"), fields.get("seal"), fields.get("update", False)
+    if seal not in (None, SEAL_V1):
+        raise _Mismatch(f"seal is {SEAL_V1} or absent")
+    if not isinstance(update, bool):
+        raise _Mismatch("update is true or false")
     return Initialize(
         access_key_id=_text(fields.get("access_key_id", ""), "access_key_id"),
         secret_access_key=_text(fields.get("secret_access_key", ""), "secret_access_key"),
         session_token=None if token is None else _text(token, "session_token"),
         encryption_key_id=_text(fields.get("encryption_key_id", ""), "encryption_key_id"),
         region=_text(fields.get("region", ""), "region"),
+        seal=None if seal is None else SEAL_V1,
+        update=update,
     )
 
 
@@ -452,6 +615,36 @@ def _decode_prove_possession(argument: object) -> ProvePossession:
     return ProvePossession(_handle(fields.get("handle")), subject.data)
 
 
+def _decode_attest(argument: object) -> Attest:
+    fields = _map(argument, "argument of Attest")
+    purpose, user_data = fields.get("purpose"), fields.get("user_data")
+    if not isinstance(purpose, str) or purpose not in PURPOSES:
+        raise _Mismatch(f"purpose is {' or '.join(PURPOSES)}")
+    nonce = _nonce(fields.get("nonce"))
+    return Attest(purpose, nonce, b"" if user_data is None else _limited(user_data, "user_data", MAX_USER_DATA))
+
+
+def _sealed(fields: dict[str, object]) -> tuple[bytes, bytes, bytes]:
+    """Key, enc and ciphertext of a sealed message."""
+    key, enc = (_bytes(fields.get(name), name, (X25519_LENGTH,)) for name in ("key", "enc"))
+    return key, enc, _limited(fields.get("ciphertext"), "ciphertext", MAX_CIPHERTEXT)
+
+
+def _decode_import_sealed(argument: object) -> ImportSealed:
+    fields = _map(argument, "argument of ImportSealed")
+    marks = fields.get("marks")
+    return ImportSealed(
+        *_sealed(fields),
+        _short_text(fields.get("address"), "address", MAX_ADDRESS),
+        None if marks is None else _short_text(marks, "marks", MAX_MARKS),
+    )
+
+
+def _decode_attest_key(argument: object) -> AttestKey:
+    fields = _map(argument, "argument of AttestKey")
+    return AttestKey(_handle(fields.get("handle")), _nonce(fields.get("nonce")))
+
+
 _CALLS: dict[str, Callable[[object], Call]] = {
     "Initialize": _decode_initialize,
     "Import": lambda argument: Import(_bytes(argument, "Import")),
@@ -463,4 +656,9 @@ _CALLS: dict[str, Callable[[object], Call]] = {
     "PublicKey": lambda argument: PublicKeyOf(_handle(argument)),
     "PublicKeyFrom": lambda argument: PublicKeyFrom(_bytes(argument, "PublicKeyFrom")),
     "ProvePossession": _decode_prove_possession,
+    "Attest": _decode_attest,
+    "ImportSealed": _decode_import_sealed,
+    "AttestKey": _decode_attest_key,
+    "Reseal": lambda argument: Reseal(_bytes(argument, "Reseal")),
+    "InitializeSealed": lambda argument: InitializeSealed(*_sealed(_map(argument, "argument of InitializeSealed"))),
 }

@@ -3,7 +3,7 @@
 Section 3.7 of the signer specification, with weakness 24 mended. The server decides: each mark is set by one
 conditional write, and of several signers on one table one wins. A write whose outcome is not known is repeated: it then
 finds its own digest, and that is success. So the same bytes are always signed again, on every machine, and other bytes
-of the slot never.
+of the slot never. What this process has signed itself it refuses to undercut also where the table forgot it.
 
 Requests for one slot go to the server one after the other, in the order in which they came; those of different slots
 side by side. A finished signature is stored beside its mark when its slot has nothing else to do.
@@ -21,11 +21,15 @@ from signer.aws.table import Client
 from signer.errors import SignerError
 from signer.watermark import items
 from signer.watermark.interface import Advance, Mark, MarkKey, WatermarkRefusedError, WatermarkStoreError
-from signer.watermark.rules import Replay, check_range
+from signer.watermark.rules import Replay, check_range, decide
 from signer.watermark.table import MarkTable, TableObserver, WatermarkUnavailableError
 
 _FAILURE_MEMORY = 60.0
 """Seconds that a failed write counts as the state of the store, as in `signer.watermark.sqlite`."""
+
+_MAX_LANES = 4096
+"""Slots whose last mark is kept in memory, about half a kilobyte each: three for each key and chain. A client chooses
+the chain, so there is a limit; the slot that was used last is the last to go, and its mark stays in the table."""
 
 _GRACE = 0.1  # seconds that the client gets, past the limit, to say itself what kept it
 _SIGNATURE_LIMIT = 5.0  # seconds to store a signature, which nobody waits for
@@ -73,21 +77,28 @@ class DynamoWatermarks:
         self._prepare = prepare
         self._lanes: dict[MarkKey, _Lane] = {}
         self._nursery: trio.Nursery | None = None
+        self._opening = True
         self._failed = (float("-inf"), "")  # when (time.monotonic) the last write failed, and how
 
     @property
     def failure(self) -> str:
+        if self._opening:
+            return self._not_open_yet
         if self._nursery is None:
             return "closed"
         at, text = self._failed
         return text if time.monotonic() - at < _FAILURE_MEMORY else ""
+
+    @property
+    def _not_open_yet(self) -> str:
+        return f"watermark table {self._table.name}: not open yet: {self._table.status}"
 
     async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
         made = await self._table.open()
         if self._prepare is not None:
             await self._prepare(self._table, made)
         async with trio.open_nursery() as nursery:
-            self._nursery = nursery
+            self._nursery, self._opening = nursery, False
             task_status.started()
             try:
                 await trio.sleep_forever()
@@ -100,7 +111,7 @@ class DynamoWatermarks:
         check_range(level, round)
         nursery = self._opened()
         advance = Advance(key, level, round, digest, on_settled)
-        lane = self._lanes.setdefault(key, _Lane(key))
+        lane = self._lane(key)
         lane.waiting.append((advance, trio.current_time() + self._write_timeout))
         if lane.storing is not None:
             lane.storing.cancel(reason="a request has come, and nobody waits for the signature to be stored")
@@ -108,6 +119,8 @@ class DynamoWatermarks:
         return advance
 
     def _opened(self) -> trio.Nursery:
+        if self._opening:
+            raise WatermarkUnavailableError(f"{self._not_open_yet}; nothing is signed")
         if self._nursery is None:
             raise WatermarkStoreError("the watermark store is closed; nothing is signed")
         return self._nursery
@@ -116,7 +129,11 @@ class DynamoWatermarks:
         check_range(level, round)
         self._opened()
         with trio.move_on_after(self._write_timeout + _GRACE), self._noting():
-            standing = await self._table.look(key, deadline=trio.current_time() + self._write_timeout)
+            found = await self._table.look(key, deadline=trio.current_time() + self._write_timeout)
+            standing = self._table.marks(found)
+            lane = self._lanes.get(key)
+            if lane is not None and lane.accepted is not None:
+                standing.append(lane.accepted)
             decision = items.judge(key, standing, level, round, digest)
             return decision.signature if isinstance(decision, Replay) else self._made(key, Mark(level, round, digest))
         raise self._too_slow("it was only read")
@@ -130,6 +147,16 @@ class DynamoWatermarks:
             self._set_off(lane, self._nursery)
 
     # -- a slot's lane
+
+    def _lane(self, key: MarkKey) -> _Lane:
+        """The lane of *key*, now the one used last."""
+        lane = self._lanes.pop(key, None) or _Lane(key)
+        if len(self._lanes) >= _MAX_LANES:
+            idle = next((one for one, old in self._lanes.items() if not old.busy), None)
+            if idle is not None:
+                del self._lanes[idle]
+        self._lanes[key] = lane
+        return lane
 
     def _set_off(self, lane: _Lane, nursery: trio.Nursery) -> None:
         if not lane.busy:
@@ -148,6 +175,8 @@ class DynamoWatermarks:
 
     async def _settle(self, lane: _Lane, advance: Advance, deadline: float) -> None:
         try:
+            if lane.accepted is not None:  # whatever has become of the table: emptied, restored from a backup
+                decide(lane.key, lane.accepted, advance.level, advance.round, advance.digest)
             with trio.move_on_at(deadline + _GRACE) as scope, self._noting():
                 advance.stored = await self._decide(lane, advance, deadline)
             if scope.cancelled_caught:
@@ -165,11 +194,7 @@ class DynamoWatermarks:
         stored: str | None = None
         failed = await self._table.put(items.advance(self._table.name, lane.key, mark), deadline=deadline)
         while failed:
-            standing = self._table.marks(failed)
-            if len(standing) < len(failed):
-                raise WatermarkStoreError(
-                    f"watermark table {self._table.name}: DynamoDB doesn't say what stands; nothing is signed"
-                )
+            standing = self._table.in_the_way(failed)
             decision = items.judge(lane.key, standing, mark.level, mark.round, advance.digest)
             if isinstance(decision, Replay):
                 stored = decision.signature

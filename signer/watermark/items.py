@@ -17,6 +17,7 @@ from signer.watermark.interface import Mark, MarkKey, Slot
 from signer.watermark.rules import Accept, Replay, decide, higher
 
 PARTITION, SORT = "idx", "request"
+_CONTENT = ("lvl", "round", "digest")
 SIGNATURE = "nitro_signature"  # ours alone: the reference reads no item
 
 NAMES: Mapping[Slot, tuple[str, ...]] = {
@@ -114,6 +115,19 @@ def look(table: str, key: MarkKey) -> list[dict[str, Any]]:
         }
         for name in NAMES[key.slot]
     ]
+
+
+def forget(table: str, item: Item) -> dict[str, Any]:
+    """Delete *item* as it was seen, or find it gone; never what was set since, however late this is executed."""
+    condition = [f"#{name} = :{name}" if name in item else f"attribute_not_exists(#{name})" for name in _CONTENT]
+    seen = {f":{name}": item[name] for name in _CONTENT if name in item}
+    return {
+        "TableName": table,
+        "Key": {name: item[name] for name in (PARTITION, SORT)},
+        "ConditionExpression": f"attribute_not_exists({PARTITION}) OR ({' AND '.join(condition)})",
+        "ExpressionAttributeNames": {f"#{name}": name for name in _CONTENT},
+        "ReturnValuesOnConditionCheckFailure": "ALL_OLD",
+    } | ({"ExpressionAttributeValues": seen} if seen else {})
 
 
 def _above(mark: Mark) -> str:

@@ -5,7 +5,8 @@ Nothing here waits in a queue or knows what a request is; `signer.watermark.dyna
 """
 
 import random
-from collections.abc import Mapping, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from functools import partial
 from typing import Any, Protocol
 
 import trio
@@ -23,6 +24,7 @@ _MAX_CONFLICT_PAUSE = 0.3
 _FAILED = "ConditionalCheckFailed"
 _BUSY = ("TransactionConflict", "ThrottlingError", "ProvisionedThroughputExceeded")
 """Reasons, beside a failed condition, that end a transaction without having changed anything, and pass."""
+_NEVER_MADE = "If it was never made: signer watermark set or import, and signer serve, make it"
 
 
 class TableObserver(Protocol):
@@ -47,9 +49,11 @@ class MarkTable:
     """The marks in the table *name*."""
 
     def __init__(self, client: Client, name: str, *, observer: TableObserver | None = None) -> None:
+        self._opened = False
         self.name = name
         self._table = Table(client, name, items.PARTITION, items.SORT)
         self._observer = observer
+        self.stage = ""
 
     async def open(self) -> bool:
         """Return once marks can be set; tells whether the table was made. Raises `WatermarkStoreError`."""
@@ -58,9 +62,15 @@ class MarkTable:
             made = await self._table.open(self._probe)
         except SignerError as exc:
             raise self.error(exc) from exc
+        self._opened = True
         if made:
             self._observe("create", began, None)
         return made
+
+    @property
+    def status(self) -> str:
+        """Before the store is ready: what is being done, or what DynamoDB says of the table, or why it says nothing."""
+        return self.stage or self._table.status
 
     async def _probe(self) -> None:
         """A put that is always refused: it shows that the role may put."""
@@ -76,12 +86,12 @@ class MarkTable:
         """Carry out all of *puts*, or none.
 
         Returns the items as they stand where a condition failed, None for one that isn't there; empty for success.
-        A busy table is tried again until the caller cancels. Raises `WatermarkStoreError`.
+        A busy table is tried again until *deadline*. Raises `WatermarkStoreError`.
         """
         began, refused = trio.current_time(), False
         outcome: Exception | None = TimeoutError()
         try:
-            failed = await self._try(puts, deadline)
+            failed = await self._try(partial(self._put, puts, deadline), deadline)
             outcome, refused = None, bool(failed)
             return failed
         except AwsError as exc:
@@ -90,39 +100,49 @@ class MarkTable:
         finally:
             self._observe("write", began, outcome, refused=refused)
 
-    async def _try(self, puts: Sequence[dict[str, Any]], deadline: float) -> list[Item | None]:
+    async def _try(self, send: Callable[[], Awaitable[None]], deadline: float) -> list[Item | None]:
         pause = _CONFLICT_PAUSE
         while True:
+            wait = pause * random.uniform(0.5, 1)  # noqa: S311  # spreads retries, keeps no secret
             try:
-                await self._put(puts, deadline)
+                await send()
             except AwsError as exc:
                 failed = _failed(exc)
                 if failed:
                     return failed
                 if not _is_busy(exc):
                     raise
+                if trio.current_time() + wait >= deadline:  # else the caller would hear of no answer
+                    raise AwsUnavailableError(f"busy for too long: {exc}", code=exc.code) from exc
             else:
                 return []
-            await trio.sleep(pause * random.uniform(0.5, 1))  # noqa: S311  # spreads retries, keeps no secret
+            await trio.sleep(wait)
             pause = min(2 * pause, _MAX_CONFLICT_PAUSE)
 
     async def _put(self, puts: Sequence[dict[str, Any]], deadline: float) -> None:
         if len(puts) == 1:  # half the price of a transaction, and faster
             await self._table.call("PutItem", deadline=deadline, **puts[0])
         else:
-            await self._table.call(
-                "TransactWriteItems", deadline=deadline, TransactItems=[{"Put": put} for put in puts]
-            )
+            await self._transact([{"Put": put} for put in puts], deadline)
 
-    async def look(self, key: MarkKey, *, deadline: float) -> list[Mark]:
+    async def look(self, key: MarkKey, *, deadline: float) -> list[Item]:
         """What stands in the slot, under all its names; raises `WatermarkStoreError`."""
-        return self.marks(await self.put(items.look(self.name, key), deadline=deadline))
+        return [item for item in await self.put(items.look(self.name, key), deadline=deadline) if item]
 
     def marks(self, found: Sequence[Item | None]) -> list[Mark]:
         try:
             return [items.mark_of(item) for item in found if item]
         except items.ItemError as exc:
             raise self.error(exc) from exc
+
+    def in_the_way(self, failed: Sequence[Item | None]) -> list[Mark]:
+        """The marks that made a condition fail; raises `WatermarkStoreError`, also where one isn't told."""
+        marks = self.marks(failed)
+        if len(marks) < len(failed):
+            raise WatermarkStoreError(
+                f"watermark table {self.name}: DynamoDB doesn't say what stands; nothing is signed"
+            )
+        return marks
 
     async def scan(self) -> list[tuple[MarkKey, Mark]]:
         """Every item that is a mark, one by one; raises `WatermarkStoreError`."""
@@ -141,18 +161,19 @@ class MarkTable:
         except SignerError as exc:
             raise self.error(exc) from exc
 
-    async def delete(self, key: MarkKey) -> None:
-        """Forget the mark under all its names; raises `WatermarkStoreError`."""
-        where = [
-            {items.PARTITION: {"S": items.partition_of(key)}, items.SORT: {"S": name}} for name in items.NAMES[key.slot]
-        ]
+    async def forget(self, seen: Sequence[Item], *, deadline: float) -> bool:
+        """Delete the items *seen* as they were; False, and nothing is deleted, where one has changed since.
+
+        Raises `WatermarkStoreError`.
+        """
+        deletes = [{"Delete": items.forget(self.name, item)} for item in seen]
         try:
-            await self._table.call(
-                "TransactWriteItems",
-                TransactItems=[{"Delete": {"TableName": self.name, "Key": one}} for one in where],
-            )
+            return not await self._try(partial(self._transact, deletes, deadline), deadline)
         except AwsError as exc:
             raise self.error(exc) from exc
+
+    async def _transact(self, actions: Sequence[dict[str, Any]], deadline: float) -> None:
+        await self._table.call("TransactWriteItems", deadline=deadline, TransactItems=actions)
 
     def error(self, exc: SignerError) -> WatermarkStoreError:
         """What went wrong, with what it means."""
@@ -160,8 +181,11 @@ class MarkTable:
             return exc
         text = f"watermark table {self.name}: {exc}"
         if isinstance(exc, AwsUnavailableError):
-            return WatermarkUnavailableError(f"{text}; {self.unknown}")
+            meaning = "it was only read" if exc.action == "dynamodb:Scan" else self.unknown
+            return WatermarkUnavailableError(f"{text}; {meaning}")
         if isinstance(exc, AwsError) and exc.code == "ResourceNotFoundException":
+            if not self._opened:
+                return WatermarkStoreError(f"{text}. {_NEVER_MADE}")
             text = (
                 f"{text}: the table is gone. Restore it from a backup that holds the last signed levels: a restart "
                 "makes an empty one, which forgets every mark"

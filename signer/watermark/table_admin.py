@@ -22,7 +22,10 @@ from signer.watermark.sources import Entry, merge, read
 from signer.watermark.table import DEFAULT_TABLE, MarkTable, WatermarkUnavailableError
 
 _TIMEOUT = 15.0  # seconds for one change; an operator waits for it
+_OPEN_TIMEOUT = 60.0  # seconds until the table is there; one that has to be made takes some ten
 _CONNECT_TIMEOUT, _READ_TIMEOUT = 1.0, 1.0  # seconds; DynamoDB takes some ms, and a lost reply leaves time to ask again
+_AT_ONCE = 4  # marks raised at once: a table with few units is throttled by more, and then each has to wait
+_PAUSE = 1.0  # seconds before a mark is tried again; each try took up to `_TIMEOUT` before
 _WORKERS = 32  # calls at once: as many keys may have their slot in one moment
 
 logger = structlog.get_logger(__name__)
@@ -55,9 +58,16 @@ async def list_marks(table: MarkTable) -> list[Entry]:
 async def set_mark(table: MarkTable, key: MarkKey, level: int, round: int) -> None:
     """Raise a mark; raises `MarkRefusedError` for one that is not higher."""
     admin.check_settable(level, round)
+    await _open(table)
     standing = await _raise(table, key, Mark(level, round))
     if standing is not None:
         raise admin.not_raised(key, standing)
+
+
+async def _open(table: MarkTable) -> None:
+    """Make the table where it is missing: marks are to stand in it before a signer signs its first level."""
+    with _limited(table, _OPEN_TIMEOUT):
+        await table.open()
 
 
 async def _raise(table: MarkTable, key: MarkKey, mark: Mark) -> Mark | None:
@@ -65,16 +75,16 @@ async def _raise(table: MarkTable, key: MarkKey, mark: Mark) -> Mark | None:
     puts = items.advance(table.name, key, mark)
     with _limited(table):
         failed = await table.put(puts, deadline=trio.current_time() + _TIMEOUT)
-    return items.standing(table.marks(failed))
+    return items.standing(table.in_the_way(failed))
 
 
 @contextmanager
-def _limited(table: MarkTable) -> Iterator[None]:
+def _limited(table: MarkTable, seconds: float = _TIMEOUT) -> Iterator[None]:
     try:
-        with trio.fail_after(_TIMEOUT):
+        with trio.fail_after(seconds):
             yield
     except trio.TooSlowError as exc:
-        text = f"watermark table {table.name}: no answer within {_TIMEOUT:g} s; the change may have been made"
+        text = f"watermark table {table.name}: no answer within {seconds:g} s; the change may have been made"
         raise WatermarkUnavailableError(text) from exc
 
 
@@ -87,30 +97,56 @@ async def reset_mark(
     with _limited(table):
         for one in Slot if slot is None else (slot,):
             key = MarkKey(chain_id, pkh, one)
-            standing = items.standing(await table.look(key, deadline=trio.current_time() + _TIMEOUT))
-            if standing is not None:
-                await table.delete(key)
-                forgotten.append((key, standing))
+            deadline = trio.current_time() + _TIMEOUT
+            seen = await table.look(key, deadline=deadline)
+            standing = items.standing(table.marks(seen))
+            if standing is None:
+                continue
+            if not await table.forget(seen, deadline=deadline):
+                raise admin.MarkRefusedError(
+                    f"the {one} mark of {pkh} on {chain_id} has changed just now, and stays: a signer uses it. Stop "
+                    "the signers, then reset"
+                )
+            forgotten.append((key, standing))
+    if forgotten:
+        logger.warning("a running signer goes on refusing what it has signed itself: restart it", table=table.name)
     return forgotten
 
 
 async def import_marks(table: MarkTable, source: Path) -> tuple[int, int]:
     """Take over the marks of another signer at *source*; returns how many were read and how many raised the table's."""
     sources = await trio.to_thread.run_sync(read, source)
+    await _open(table)
     moved = await _raise_all(table, merge(sources).items())
     return sum(len(one.entries) for one in sources), moved
 
 
-async def _raise_all(table: MarkTable, entries: Iterable[Entry]) -> int:
+async def _raise_all(table: MarkTable, entries: Iterable[Entry], *, patient: bool = False) -> int:
+    """Raise as many marks as are higher, returns their number; *patient*: a table that is away is asked again."""
     moved: list[MarkKey] = []
     failures: list[WatermarkStoreError] = []
+    limiter = trio.CapacityLimiter(_AT_ONCE)
 
     async def one(key: MarkKey, mark: Mark) -> None:
         try:
-            if await _raise(table, key, mark) is None:
+            if await raised(key, mark):
                 moved.append(key)
         except WatermarkStoreError as exc:
             failures.append(exc)
+
+    async def raised(key: MarkKey, mark: Mark) -> bool:
+        while True:
+            try:
+                async with limiter:
+                    return await _raise(table, key, mark) is None
+            except WatermarkUnavailableError as exc:
+                if not patient:
+                    raise
+                stage = f"taking marks over: {exc}"
+                if stage != table.stage:  # once for many marks, in a long outage
+                    logger.warning("marks can't be taken over, trying again", error=str(exc))
+                table.stage = stage
+            await trio.sleep(_PAUSE)
 
     async with trio.open_nursery() as nursery:
         for key, mark in entries:
@@ -130,11 +166,13 @@ async def take_over_files(base_dir: Path, table: MarkTable, made: bool) -> None:
     """Raise the table's marks to those in *base_dir*: of our database, or of another signer.
 
     So a signer that kept its marks in a file goes on with them in a table. It is done at each start: whoever goes
-    back to the file for a while, and returns, loses nothing.
+    back to the file for a while, and returns, loses nothing. A table that is busy (each mark is up to 6 write units,
+    also where it is not raised) is waited for: ending the process would begin it all again.
     """
     marks = await trio.to_thread.run_sync(admin.list_marks, base_dir)
     if marks:
-        moved = await _raise_all(table, marks)
+        table.stage = "taking marks over"
+        moved = await _raise_all(table, marks, patient=True)
         logger.info(
             "watermarks were taken over", source=str(base_dir), table=table.name, marks=len(marks), raised=moved
         )

@@ -1,8 +1,8 @@
-"""`python -m tests.bench.kms`: signing with keys in KMS, beside plain boto3 asking the same server alone, the limit.
+"""`make bench-kms`: signing with keys in KMS, beside plain boto3 asking the same server alone, the limit.
 
 KMS is moto's in a process of its own (`tests.kms_server`), so the figures say what the signer adds, not what AWS takes:
 Python serves both sides here, on the same cores. Start-up is from the process' start until every key of the account is
-in, and beside it until the first one signs.
+in, and beside it until the first one is.
 """
 
 import argparse
@@ -147,13 +147,16 @@ def setup_key(setup: Setup) -> str:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(prog="python -m tests.bench.kms")
+    parser = argparse.ArgumentParser(prog="python -m tests.bench.kms", description=__doc__)
     parser.add_argument("--quick", action="store_true", help="a tenth of the requests: only to see it run")
     options = parser.parse_args()
+    print(
+        "Keys in KMS, which is moto's in a process of its own; the limit is plain boto3 asking it, a thread a caller.\n"
+    )
     with tempfile.TemporaryDirectory(prefix="nitro-signer-bench-", dir=os.environ.get("BENCH_DIR")) as name:
         directory = Path(name)
         print_signing(directory, 160 if options.quick else 1600)
-        print("\nkeys      first key in, s   all keys in, s")
+        print("\nStart-up, from the process' start.\n\nkeys      first key in, s   all keys in, s")
         for number in KEYS:
             first, last = start_up(directory, number, 1 if options.quick else 3)
             print(f"{number:<10}{first:<18.2f}{last:.2f}")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,7 @@ from signer.tezos.keys import Curve, PublicKeyHash
 from signer.watermark.dynamodb import DynamoWatermarks
 from signer.watermark.interface import MarkKey, Slot, WatermarkRefusedError, WatermarkStore
 from signer.watermark.table import WatermarkUnavailableError
-from tests.integration.conftest import Setup, attestation
+from tests.integration.conftest import Api, Setup, attestation, wait_for
 from tests.moto_server import FAULTS, Front, plain, serving
 
 CHAIN = "NetXdQprcVkpaWU"
@@ -191,3 +192,87 @@ def test_marks_and_keys_in_dynamodb(setup: Setup, server: tuple[str, Front]) -> 
     assert "no marks in the table watermark" in setup.run("watermark", "list").stderr.decode()
     assert not (setup.base_dir / "watermarks.db").exists()
     assert not (setup.base_dir / "enclave_keys.json").exists()
+
+
+def test_no_table_holds_up_the_start(setup: Setup, server: tuple[str, Front]) -> None:
+    """Without its table of keys one vault waits, and the others serve; without marks the servers answer."""
+    url, front = server
+    (pkh,) = setup.generate("p256")  # in a file
+    in_tables(setup, url)
+    table = setup.nitro.pop("storage")
+    setup.vaults["tables"] = {
+        "driver": "nitro",
+        "config": {
+            "enclave_address": f"unix:{setup.socket}:2000",
+            "encryption_key_id": "development",
+            "credentials": {"access_key_id": "AKID", "secret_access_key": "SECRETKEY", "region": "none"},
+            "storage": table,
+        },
+    }
+    setup.write_config()
+
+    front.choose = lambda action: "broken" if action == "Scan" else ""
+    signer = setup.start_signer()
+    wait_for(lambda: setup.api.sign(pkh, attestation(Curve.P256, 1))[0] == 200, "a signature of the other vault")
+    status, health = setup.utility.get("/healthz")
+    assert status == 503
+    assert "cannot open DynamoDB table encrypted_keys" in health["vaults"]["tables"]["detail"]
+    front.choose = lambda _: ""
+    wait_for(lambda: bool(setup.utility.get("/healthz")[1]["ready"]), "the vault to open its table")
+    assert setup.stop(signer) == 0
+
+    front.choose = lambda _: "broken"
+    signer = setup.start_signer(wait=False)
+    wait_for(lambda: answers(setup.utility, "/healthz"), "the utility server")
+    status, health = setup.utility.get("/healthz")
+    assert (status, "watermark table watermark: not open yet" in health["watermarks"]) == (503, True)
+    wait_for(setup.answers, "the signing API")
+    status, answer = setup.api.sign(pkh, attestation(Curve.P256, 2))
+    assert (status, "not open yet: watermark: dynamodb:DescribeTable" in answer[0]["msg"]) == (502, True)
+    assert "Ready: " not in setup.log.read_text().partition("Shutting down")[2]
+    front.choose = lambda _: ""
+    wait_for(lambda: setup.api.sign(pkh, attestation(Curve.P256, 2))[0] == 200, "the marks")
+    wait_for(lambda: "Ready: " in setup.log.read_text().partition("Shutting down")[2], "the announcement")
+    assert setup.stop(signer) == 0
+
+
+def answers(api: Api, path: str) -> bool:
+    try:
+        api.get(path)
+    except OSError:
+        return False
+    return True
+
+
+def test_two_processes_never_sign_a_slot_twice(setup: Setup, server: tuple[str, Front], seed: int) -> None:
+    """As above through the whole signer: different messages of a level are asked of both, while the network fails."""
+    print(f"--seed {seed}")
+    url, front = server
+    chance = random.Random(seed)
+    (pkh,) = setup.generate("p256")
+    setup.environment = environment(url, setup.directory)
+    setup.nitro["storage"] = {"driver": "file", "config": str(setup.base_dir / "enclave_keys.json")}
+    setup.top["watermark"] = {"driver": "aws", "config": CREDENTIALS | {"write_timeout": 1.0}}
+    setup.write_config()
+    twin = setup.twin()
+    for one in (setup, twin):
+        one.start_signer()
+        wait_for(lambda one=one: one.api.sign(pkh, attestation(Curve.P256, 1))[0] == 200, "a signature")  # type: ignore[misc]
+    front.choose = lambda _: chance.choice(FAULTS) if chance.random() < 0.4 else ""
+    signed: dict[int, set[int]] = {}
+    statuses: dict[int, int] = {}
+
+    def caller(number: int) -> None:
+        for level in range(2, 2 + _LEVELS):
+            status, _ = (setup, twin)[number % 2].api.sign(pkh, attestation(Curve.P256, level, payload=number % 3))
+            statuses[status] = statuses.get(status, 0) + 1
+            if status == 200:
+                signed.setdefault(level, set()).add(number % 3)
+
+    with ThreadPoolExecutor(_CALLERS) as callers:
+        list(callers.map(caller, range(_CALLERS)))
+    front.choose = lambda _: ""
+    assert [level for level, payloads in signed.items() if len(payloads) > 1] == []
+    assert statuses.get(200), statuses
+    assert set(statuses) <= {200, 409, 502}, statuses
+    assert sum(front.met.get(fault, 0) for fault in FAULTS) > _LEVELS, front.met

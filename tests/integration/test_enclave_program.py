@@ -56,6 +56,42 @@ def test_a_port_of_the_environment_that_is_none(tmp_path: Path, port: str) -> No
     assert f"LISTEN_PORT: expected a port number, got {port!r}" in done.stderr
 
 
+def enclave(*arguments: str, **variables: str) -> subprocess.CompletedProcess[str]:
+    """The program as an image starts it."""
+    return subprocess.run(
+        [sys.executable, "-m", "signer.enclave", "--sealing", "kms", *arguments],
+        capture_output=True,
+        text=True,
+        timeout=DEADLINE,
+        env=ENVIRONMENT | variables,
+        check=False,
+    )
+
+
+def test_sealing_by_kms_is_for_an_enclave() -> None:
+    """Said before anything else is done: no trace, no listener, no connection."""
+    done = enclave()
+    assert (done.returncode, done.stdout) == (1, "")
+    (line,) = done.stderr.splitlines()
+    assert line.startswith("Error: not inside an enclave: there is no security module here (/dev/nsm: ")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "variables", "text"),
+    [
+        (["--development"], {}, "Error: --sealing kms is not for development: leave out --development"),
+        ([], {"PROXY_PORT": "abc"}, "Error: PROXY_PORT: expected a port number, got 'abc'"),
+        ([], {"ENDPOINT": "http://kms.example.com"}, "Error: ENDPOINT: expected https://<host name>"),
+        ([], {"SEAL_STRICT": "yes"}, "Error: SEAL_STRICT: expected 0 or 1, got 'yes'"),
+    ],
+)
+def test_what_an_image_is_told_must_make_sense(arguments: list[str], variables: dict[str, str], text: str) -> None:
+    done = enclave(*arguments, **variables)
+    assert (done.returncode, done.stdout) == (2, "")
+    (line,) = done.stderr.splitlines()
+    assert line.startswith(text)
+
+
 SERVE = [sys.executable, "-m", "signer.enclave", "--listen", "tcp:127.0.0.1:0", "--sealing", "none", "--development"]
 PUBLIC_KEY_0 = bytes.fromhex("0000000ca1695075626c69634b657900")
 UNINITIALIZED = bytes.fromhex("00000024a163457272a2676d6573736167656d756e696e697469616c697a656466736f75726365f6")

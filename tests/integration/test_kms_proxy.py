@@ -88,7 +88,7 @@ def test_a_host_that_nobody_reaches_ends_the_connection_at_once(setup: Setup) ->
     setup.nitro |= {"proxy_remote_address": f"127.0.0.1:{free_port()}"}
     setup.write_config()
     setup.start_signer()
-    with pytest.raises(ConnectionResetError):
+    with pytest.raises((ConnectionResetError, BrokenPipeError)):  # as it comes before or after what we send
         ask(setup, b"ciphertext")
     assert "no connection to" in setup.log.read_text()
 

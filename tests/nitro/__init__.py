@@ -1,1 +1,1 @@
-"""A drill with the enclave program in an emulated Nitro Enclave, over real vsock: `make test-nitro` runs it."""
+"""The enclave program in an emulated Nitro Enclave, over real vsock: a drill, and our own image; `make test-nitro`."""

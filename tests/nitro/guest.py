@@ -37,9 +37,10 @@ class Image:
     """What goes into the guest: an interpreter, the two packages, what they import, and the key file.
 
     The packages that the tests need stay out, as they would from a real image: they are most of the environment.
+    Without a key file the program seals by KMS, as in a real image.
     """
 
-    def __init__(self, directory: Path, key_file: Path) -> None:
+    def __init__(self, directory: Path, key_file: Path | None = None) -> None:
         self._key_file = key_file
         environment = directory / "python"  # without packages of its own
         venv.EnvBuilder(symlinks=True).create(environment)
@@ -48,7 +49,11 @@ class Image:
 
     def arguments(self) -> list[str]:
         """For the tool: what to pack, and what to run."""
-        added = [_REPOSITORY / "signer", _REPOSITORY / "proxy", _WITNESS, self._key_file, *self._packages]
+        added = [_REPOSITORY / "signer", _REPOSITORY / "proxy", _WITNESS, *self._packages]
+        sealing = ["--sealing", "kms"]
+        if self._key_file is not None:
+            added.append(self._key_file)
+            sealing = ["--sealing", "local", "--development", "--key-file", str(self._key_file)]
         places = dict.fromkeys([_REPOSITORY, *(package.parent for package in self._packages)])
         variables = {
             "PYTHONPATH": ":".join(map(str, places)),
@@ -56,12 +61,11 @@ class Image:
             "WITNESS": _WITNESS,
             "WITNESS_PORT": WITNESS_PORT,
         }
-        program = ["--listen", f"vsock:any:{PORT}", "--sealing", "local", "--development", "--key-file"]
         return [
             *("--python", str(self._python)),
             *(word for path in added for word in ("--add", str(path))),
             *(word for name, value in variables.items() for word in ("--env", f"{name}={value}")),
-            *("--", "/bin/sh", "-c", _BOOT, "enclave", *program, str(self._key_file)),
+            *("--", "/bin/sh", "-c", _BOOT, "enclave", "--listen", f"vsock:any:{PORT}", *sealing),
         ]
 
 

@@ -11,7 +11,7 @@ from structlog.testing import capture_logs
 from trio.testing import wait_all_tasks_blocked
 
 from signer.config import Settings
-from signer.config.models import PolicyHook, Watermark
+from signer.config.models import PolicyHook, Server, Watermark
 from signer.errors import ConfigurationError, SignerError
 from signer.observe.tasks import Tasks, TaskState
 from signer.reload import Reloader
@@ -98,7 +98,7 @@ async def test_good_settings_are_applied_and_every_vault_reloads(world: World, n
     [
         (ConfigurationError("f:1: tezos: bad\nf:2: server: worse"), ["f:1: tezos: bad", "f:2: server: worse"]),
         (Settings(policy_hook=PolicyHook(address="http://a/")), ["configuration: policy_hook: "]),
-        (Settings(watermark=Watermark(driver="aws")), ["configuration: watermark.driver: "]),
+        (Settings(server=Server(jwt={"users": {}})), ["configuration: server.jwt: "]),
     ],
 )
 async def test_bad_settings_change_nothing_and_every_fault_is_told(

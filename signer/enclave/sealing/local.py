@@ -3,7 +3,7 @@
 Section 5.5 of the enclave specification, with the envelope of 5.3:
 
     blob    = "TZSD" ‖ 01 ‖ header length u16 ‖ header ‖ sealed
-    header  = CBOR map {1: 2, 2: key type, 3: public key hash, 5: nonce}
+    header  = CBOR map {1: 2, 2: key type, 3: public key hash, 5: nonce, 6: marks, if any}
     sealed  = AES-256-GCM(key file, nonce, plaintext, everything before)
 
 The address is bound to the key: a blob under another address does not open.
@@ -12,6 +12,7 @@ The address is bound to the key: a blob under another address does not open.
 import os
 import stat
 import struct
+from dataclasses import dataclass
 from pathlib import Path
 
 from cryptography.exceptions import InvalidTag
@@ -19,7 +20,7 @@ from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 
 from signer.crypto.interface import SecretKey
 from signer.enclave.sealing import _plaintext
-from signer.enclave.sealing.interface import Sealer, SealingError
+from signer.enclave.sealing.interface import SealedKey, Sealer, SealingError
 from signer.rpc._cbor import CborError, dumps, loads
 from signer.rpc.messages import CURVE_NAMES, Initialize
 
@@ -29,7 +30,7 @@ MAX_BLOB = 8192  # bytes
 KEY_LENGTH = 32  # bytes
 _NONCE_LENGTH = 12  # bytes
 _HEADER_LENGTH = struct.Struct(">H")
-_MODE, _KEY_TYPE, _ADDRESS, _NONCE = 1, 2, 3, 5  # keys of the header map
+_MODE, _KEY_TYPE, _ADDRESS, _NONCE, _MARKS = 1, 2, 3, 5, 6  # keys of the header map
 _MODE_DATA_KEY = 2
 
 
@@ -41,6 +42,7 @@ class LocalSealing:
     """Seals under *key* (32 bytes) for every session, whatever its credentials."""
 
     name = "local"
+    takes_unencrypted = True
 
     def __init__(self, key: bytes) -> None:
         self._cipher = AESGCM(key)
@@ -48,10 +50,11 @@ class LocalSealing:
     def session(self, credentials: Initialize) -> Sealer:
         return self
 
-    async def seal(self, key: SecretKey) -> bytes:
+    async def seal(self, key: SecretKey, *, marks: str | None = None) -> bytes:
         nonce = os.urandom(_NONCE_LENGTH)
-        address = str(key.public_key.hash)
-        header = dumps({_MODE: _MODE_DATA_KEY, _KEY_TYPE: CURVE_NAMES[key.curve], _ADDRESS: address, _NONCE: nonce})
+        fields: dict[int, object] = {_MODE: _MODE_DATA_KEY, _KEY_TYPE: CURVE_NAMES[key.curve]}
+        fields |= {_ADDRESS: str(key.public_key.hash), _NONCE: nonce}
+        header = dumps(fields if marks is None else fields | {_MARKS: marks})
         prefix = MAGIC + _HEADER_LENGTH.pack(len(header)) + header
         return prefix + self._cipher.encrypt(nonce, _plaintext.encode(key), prefix)
 
@@ -60,20 +63,42 @@ class LocalSealing:
             raise SealingError("encryption error", "format", "this blob was sealed by an enclave image")
         if not blob.startswith(MAGIC) or len(blob) > MAX_BLOB:
             raise SealingError("encryption error", "format", "this is not a blob of development sealing")
-        key_type, address, nonce, sealed_at = _read_header(blob)
+        header = _read_header(blob)
         try:
-            plaintext = self._cipher.decrypt(nonce, blob[sealed_at:], blob[:sealed_at])
+            plaintext = self._cipher.decrypt(header.nonce, blob[header.end :], blob[: header.end])
         except (InvalidTag, ValueError):
             raise SealingError("encryption error", "decrypt", "sealed under another key file, or damaged") from None
         key = _plaintext.decode(plaintext)
-        if str(key.public_key.hash) != address or CURVE_NAMES[key.curve] != key_type:
+        if str(key.public_key.hash) != header.address or CURVE_NAMES[key.curve] != header.key_type:
             key.wipe()
             raise SealingError("encryption error", "address mismatch")
         return key
 
+    def marks(self, blob: bytes) -> str | None:
+        return _read_header(blob).marks
 
-def _read_header(blob: bytes) -> tuple[str, str, bytes, int]:
-    """Key type, address, nonce, and where the sealed part begins."""
+    async def reseal(self, blob: bytes) -> SealedKey:
+        key = await self.open(blob)
+        try:
+            return SealedKey(await self.seal(key, marks=self.marks(blob)), key)
+        except BaseException:
+            key.wipe()
+            raise
+
+    def update(self, credentials: Initialize) -> None:
+        """Credentials are not used."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Header:
+    key_type: str
+    address: str
+    nonce: bytes
+    marks: str | None
+    end: int  # where the sealed part begins
+
+
+def _read_header(blob: bytes) -> _Header:
     start = len(MAGIC) + _HEADER_LENGTH.size
     if len(blob) < start:
         raise SealingError("encryption error", "format", "the blob ends in its header")
@@ -83,9 +108,9 @@ def _read_header(blob: bytes) -> tuple[str, str, bytes, int]:
     except CborError:
         header = None
     if isinstance(header, dict) and header.get(_MODE) == _MODE_DATA_KEY:
-        key_type, address, nonce = (header.get(name) for name in (_KEY_TYPE, _ADDRESS, _NONCE))
-        if isinstance(key_type, str) and isinstance(address, str) and isinstance(nonce, bytes):
-            return key_type, address, nonce, sealed_at
+        match [header.get(name) for name in (_KEY_TYPE, _ADDRESS, _NONCE, _MARKS)]:
+            case [str(key_type), str(address), bytes(nonce), str() | None as marks]:
+                return _Header(key_type, address, nonce, marks, sealed_at)
     raise SealingError("encryption error", "format", "the blob's header is damaged")
 
 

@@ -4,7 +4,7 @@ import sys
 
 from signer.crypto.interface import SecretKey
 from signer.enclave.sealing import _plaintext
-from signer.enclave.sealing.interface import Sealer
+from signer.enclave.sealing.interface import SealedKey, Sealer, SealingError
 from signer.rpc.messages import Initialize
 
 
@@ -12,11 +12,14 @@ class NoSealing:
     """Hands keys out in clear, and says so each time."""
 
     name = "none"
+    takes_unencrypted = True
 
     def session(self, credentials: Initialize) -> Sealer:
         return self
 
-    async def seal(self, key: SecretKey) -> bytes:
+    async def seal(self, key: SecretKey, *, marks: str | None = None) -> bytes:
+        if marks is not None:
+            raise SealingError("encryption error", "without sealing a key cannot be bound to its watermarks")
         _warn(f"{key.public_key.hash} is stored in clear")
         return _plaintext.encode(key)
 
@@ -24,6 +27,15 @@ class NoSealing:
         key = _plaintext.decode(blob)
         _warn(f"{key.public_key.hash} was stored in clear")
         return key
+
+    def marks(self, blob: bytes) -> str | None:
+        return None
+
+    async def reseal(self, blob: bytes) -> SealedKey:
+        raise SealingError("encryption error", "without sealing there is no version 1")
+
+    def update(self, credentials: Initialize) -> None:
+        """Credentials are not used."""
 
 
 def _warn(text: str) -> None:

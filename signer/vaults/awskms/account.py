@@ -51,7 +51,7 @@ class Account:
         if self._names:
             return self._names
         listed = await self._pages("ListKeys", "Keys", Limit=_PAGE)
-        return list(dict.fromkeys(str(one["KeyArn"]) for one in listed))
+        return list(dict.fromkeys(str(one["KeyArn"]) for one in listed if "KeyArn" in one))
 
     async def read(self, ids: Sequence[str], found: Callable[[str, KmsKey], None] = lambda _id, _key: None) -> Reading:
         """Fetch the public keys of *ids*, `READERS` at once; *found* hears of each as soon as it is there.
@@ -70,16 +70,22 @@ class Account:
     async def _read(self, one: str, reading: Reading, found: Callable[[str, KmsKey], None]) -> None:
         try:
             answer = await self._ask("GetPublicKey", one, KeyId=one)
-            key = reading.keys[one] = read_key(answer)
+            key = read_key(answer)
+            if not _is_about(one, key.arn):
+                raise AwsUnavailableError(f"kms:GetPublicKey on {one}: KMS told the key {key.arn}", response=answer)
+            reading.keys[one] = key
             found(one, key)
         except UnfitKeyError as exc:
             reading.refused[one] = str(exc)
         except AwsUnavailableError as exc:
             reading.unanswered[one] = exc
         except AwsError as exc:
-            if exc.code not in _OF_THE_KEY:
+            if exc.of_all:
                 raise
-            reading.refused[one] = _short(exc)
+            if exc.code in _OF_THE_KEY:
+                reading.refused[one] = _short(exc)
+            else:  # a refusal that nobody has heard of: it holds no other key up, and is tried again
+                reading.unanswered[one] = exc
 
     async def aliases(self) -> Mapping[str, Sequence[str]]:
         """Aliases by key id; none where the role may not read them."""
@@ -101,8 +107,8 @@ class Account:
                 try:
                     tags = await self._pages("ListResourceTags", "Tags", resource=arn, KeyId=arn, Limit=_TAGS)
                 except AwsError as exc:
-                    if exc.code == "AccessDeniedException" and not found:
-                        return  # the role may read no tags, most likely: a thousand refusals would tell no more
+                    if isinstance(exc, AwsUnavailableError) or (exc.code == "AccessDeniedException" and not found):
+                        return  # nor would a thousand more be told, most likely, and each may take `PATIENCE`
                     continue
                 found[arn] = [(str(tag["TagKey"]), str(tag["TagValue"])) for tag in tags]
 
@@ -117,15 +123,27 @@ class Account:
             items += answer.get(member) or []
             marker = answer.get("NextMarker")
             if not answer.get("Truncated") or not marker:
+                if member not in answer:  # to take it for an empty list would drop all keys
+                    raise AwsUnavailableError(f"kms:{action}: KMS told no {member}", action=action, response=answer)
                 return items
             if marker in markers:
-                raise AwsUnavailableError(f"kms:{action}: KMS began again with a page that was read", action=action)
+                raise AwsUnavailableError(
+                    f"kms:{action}: KMS began again with a page that was read", action=action, response=answer
+                )
             markers.add(marker)
             answer = await self._ask(action, resource, Marker=marker, **parameters)
 
     async def _ask(self, action: str, resource: str, **parameters: Any) -> dict[str, Any]:
         deadline = trio.current_time() + PATIENCE
         return await self._client.call(action, resource=resource, deadline=deadline, **parameters)
+
+
+def _is_about(one: str, arn: str) -> bool:
+    """Whether *arn* is the key that was asked for as *one*; an alias may mean any."""
+    resource = one.rpartition(":")[2]
+    if resource.startswith("alias/"):
+        return True
+    return one == arn if one != resource else arn.endswith(f":key/{one}")
 
 
 def _short(error: AwsError) -> str:

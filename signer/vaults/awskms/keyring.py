@@ -7,7 +7,7 @@ hash. A key of KMS never changes; one that seems to is not taken.
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
-from signer.aws.errors import AwsUnavailableError
+from signer.aws.errors import AwsError
 from signer.tezos.keys import PublicKeyHash
 from signer.vaults.awskms.keys import KmsKey
 from signer.vaults.interface import VaultKey
@@ -21,10 +21,10 @@ class Reading:
 
     keys: dict[str, KmsKey] = field(default_factory=dict)
     refused: dict[str, str] = field(default_factory=dict)  # why: by their kind, or by KMS
-    unanswered: dict[str, AwsUnavailableError] = field(default_factory=dict)  # it may be over at the next try
+    unanswered: dict[str, AwsError] = field(default_factory=dict)  # it may be over at the next try
 
     @property
-    def silence(self) -> AwsUnavailableError | None:
+    def silence(self) -> AwsError | None:
         """An error that stands for all, if nothing was heard of KMS about any key."""
         errors = list(self.unanswered.values())
         heard = self.keys or self.refused or not all(error.silent for error in errors)
@@ -66,6 +66,8 @@ class Keyring:
                 refused[one] = why
         before = {key.arn: key for key in self.signers.values()}
         for one, key in reading.keys.items():
+            if not whole and one in known and known[one].arn != key.arn:
+                continue  # an alias that means another key now
             known[one] = before.get(key.arn, key)
             if known[one].public_key != key.public_key:  # something lies in between
                 refused[one] = f"KMS told another public key than {known[one].public_key}: {key.public_key}, not taken"

@@ -176,7 +176,7 @@ class AwsKmsVault:
     def _pause(self) -> float:
         """Seconds until the next reading, if nobody wants one before."""
         pause = self._interval
-        if self._failure or self._away or self._may_come:
+        if self._failure or self._away or self._ring.unanswered:
             down = max(trio.current_time() - self._wrong_since, 0.0)
             pause = min(max(_SHARE * down, _SHORTEST_PAUSE), _LONGEST_PAUSE, pause)
         return pause * random.uniform(1 - _JITTER, 1 + _JITTER)  # noqa: S311  # jitter, not a secret
@@ -253,7 +253,7 @@ class AwsKmsVault:
             self._away = str(error)
         elif error.response:
             self._away = ""
-        self._task.failing(str(error))
+        self._task.failing(str(error).removeprefix(f"{self._task.name}: "))
 
     def _note_silence(self, error: AwsUnavailableError) -> None:
         """A signature was not made; if KMS is away, see to it that its return is noticed."""
@@ -261,7 +261,7 @@ class AwsKmsVault:
             return
         self._away = str(error)
         self._wrong_since = min(self._wrong_since, trio.current_time())
-        self._task.failing(str(error))
+        self._task.failing(str(error).removeprefix(f"{self._task.name}: "))
         self._wanted.set()
         self._notify()
 

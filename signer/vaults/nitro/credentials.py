@@ -45,10 +45,15 @@ class Credentials:
         return [secret for secret in (self.secret_access_key, self.session_token) if secret and len(secret) >= 8]
 
 
-def provider(*, access_key_id: str, secret_access_key: str, session_token: str, region: str) -> CredentialsProvider:
-    """A function that resolves credentials each time it is called; empty values come from the SDK's chain."""
+def provider(
+    *, access_key_id: str, secret_access_key: str, session_token: str, region: str, kms_region: str = ""
+) -> CredentialsProvider:
+    """A function that resolves credentials each time it is called; empty values come from the SDK's chain.
+
+    *kms_region* is where the KMS key is, as far as the configuration tells: the region where nothing else names one.
+    """
     configured = Credentials(access_key_id, secret_access_key, session_token or None, region)
-    chain, lookups = _Chain(configured), trio.CapacityLimiter(MAX_LOOKUPS)
+    chain, lookups = _Chain(configured, kms_region), trio.CapacityLimiter(MAX_LOOKUPS)
 
     async def resolve() -> Credentials:
         if access_key_id and secret_access_key and region:
@@ -60,7 +65,9 @@ def provider(*, access_key_id: str, secret_access_key: str, session_token: str, 
                 "nor the shared files, nor the instance's role has any"
             )
         if not found.region:
-            raise CredentialsError("(Nitro): missing region: set credentials.region, or AWS_REGION")
+            raise CredentialsError(
+                "(Nitro): missing region: set credentials.region, or AWS_REGION, or give the ARN as encryption_key_id"
+            )
         return found
 
     return resolve
@@ -69,8 +76,9 @@ def provider(*, access_key_id: str, secret_access_key: str, session_token: str, 
 class _Chain:
     """botocore's chain, which fills what is empty; it blocks, and loads a heavy library only when it is needed."""
 
-    def __init__(self, configured: Credentials) -> None:
+    def __init__(self, configured: Credentials, kms_region: str) -> None:
         self._configured = configured
+        self._kms_region = kms_region
         self._session: botocore.session.Session | None = None  # kept: it renews what expires
         self._stamps: list[tuple[int, int]] = []
         self._last: Credentials | None = None
@@ -98,7 +106,7 @@ class _Chain:
 
     def _from(self, session: "botocore.session.Session") -> Credentials:
         own = self._configured
-        region = own.region or session.get_config_variable("region") or os.environ.get("AWS_REGION", "")
+        region = own.region or session.get_config_variable("region") or os.environ.get("AWS_REGION") or self._kms_region
         if own.access_key_id and own.secret_access_key:
             return Credentials(own.access_key_id, own.secret_access_key, own.session_token, region)
         source = session.get_credentials()

@@ -17,7 +17,7 @@ import trio
 
 from proxy.address import Address, AddressError
 from signer.config import NitroSettings
-from signer.config.models import DEFAULT_CID
+from signer.config.models import CID_PATTERN, DEFAULT_CID
 from signer.vaults.nitro.describe import DiscoveryError, Enclave, Wanted, choose, parse, shown
 
 __all__ = ["DiscoveryError", "FixedLocator", "Locator", "NitroCliLocator", "Place", "listing", "locator"]
@@ -56,7 +56,8 @@ def locator(nitro: NitroSettings) -> Locator:
     """The locator that the settings of a vault ask for."""
     fixed = nitro.fixed_enclave
     checked = bool(nitro.expected_pcrs) or nitro.allow_debug_mode is False
-    if fixed is not None and not checked:
+    unknown_to_nitro_cli = nitro.enclave_address is not None and CID_PATTERN not in nitro.enclave_address
+    if fixed is not None and (unknown_to_nitro_cli or not checked):
         return FixedLocator(fixed)
     wanted = Wanted(
         name=nitro.enclave_name,

@@ -12,7 +12,7 @@ from signer.aws.client import AwsError
 from signer.aws.table import Client, Table
 from signer.errors import SignerError, UnavailableError
 from signer.tezos.keys import PublicKeyHash
-from signer.vaults.nitro.storage import KeyExistsError, StorageError, StoredKey
+from signer.vaults.nitro.storage import KeyExistsError, StorageAwayError, StorageError, StoredKey
 
 DEFAULT_TABLE = "encrypted_keys"
 _KEY, _BLOB = "pkh", "value"
@@ -20,12 +20,6 @@ _LOOK_INTERVAL = 10.0  # seconds between two scans; each reads the whole table, 
 _APPEND_LIMIT = 15.0  # seconds to store a new key, which is lost if it can't be stored
 
 Content = tuple[StoredKey, ...]
-
-
-class TableUnavailableError(StorageError, UnavailableError):
-    """The table didn't answer: a new key may have been stored, and is of no use to anybody then."""
-
-    status = 502
 
 
 class KeyTable:
@@ -39,10 +33,11 @@ class KeyTable:
         self._failure: StorageError | None = None  # of the last scan
 
     async def open(self) -> None:
+        """Not patient: whoever asks says what is missing, and asks again, while other vaults serve."""
         try:
-            await self._table.open(self._probe)
-        except SignerError as exc:
-            raise self._error("cannot open", exc) from exc
+            await self._table.open(self._probe, patient=False)
+        except SignerError as exc:  # also a refusal: a policy is attached, or a table made, without a restart here
+            raise StorageAwayError(f"(Nitro): cannot open {self.name}: {exc}") from exc
 
     async def _probe(self) -> None:
         await self._table.call("Scan", TableName=self._table.name, Limit=1)
@@ -94,7 +89,7 @@ class KeyTable:
         with trio.move_on_after(_APPEND_LIMIT, shield=True):  # to be stored or not, not perhaps
             await self._append(key, blob)
             return
-        raise TableUnavailableError(f"(Nitro): {self.name}: no answer within {_APPEND_LIMIT:g} s, storing {key}")
+        raise StorageAwayError(f"(Nitro): {self.name}: no answer within {_APPEND_LIMIT:g} s, storing {key}")
 
     async def _append(self, key: PublicKeyHash, blob: bytes) -> None:
         try:
@@ -114,6 +109,28 @@ class KeyTable:
                 raise KeyExistsError(f"(Nitro): {key} is in {self.name} already") from exc
         self._looked = float("-inf")
 
+    async def replace(self, old: StoredKey, blob: bytes) -> None:
+        try:
+            await self._table.call(
+                "PutItem",
+                deadline=trio.current_time() + _APPEND_LIMIT,
+                TableName=self._table.name,
+                Item={_KEY: {"S": old.public_key_hash}, _BLOB: {"B": blob}},
+                ConditionExpression="#blob = :old",
+                ExpressionAttributeNames={"#blob": _BLOB},
+                ExpressionAttributeValues={":old": {"B": old.blob}},
+                ReturnValuesOnConditionCheckFailure="ALL_OLD",
+            )
+        except AwsError as exc:
+            if exc.code != "ConditionalCheckFailedException":
+                raise self._error(f"cannot store {old.public_key_hash} in", exc) from exc
+            standing = exc.response.get("Item") or {}
+            if standing.get(_BLOB, {}).get("B") != blob:  # else: the reply to our own put was lost
+                raise StorageError(
+                    f"(Nitro): {self.name} has changed meanwhile; nothing was changed. Try again"
+                ) from exc
+        self._looked = float("-inf")
+
     def _error(self, what: str, exc: SignerError) -> StorageError:
         text = f"(Nitro): {what} {self.name}: {exc}"
-        return TableUnavailableError(text) if isinstance(exc, UnavailableError) else StorageError(text)
+        return StorageAwayError(text) if isinstance(exc, UnavailableError) else StorageError(text)

@@ -306,7 +306,7 @@ class Epochs(Generic[C, L]):
 
     def skipped(self) -> dict[str, str]:
         """Address of each key that no line serves, though its blob was tried; and why."""
-        served = {address for line in self.lines() for address in line._addresses}
+        served = {address for line in self.lines() if line.channel.alive for address in line._addresses}
         found: dict[str, str] = {}
         for refused in (*(line.refused for line in self.lines()), self._suspects):
             for stored, why in refused.items():

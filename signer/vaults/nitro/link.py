@@ -28,10 +28,8 @@ from signer.observe.tasks import Task, Tasks
 from signer.rpc.frames import FrameError
 from signer.rpc.messages import (
     Call,
-    GenerateAndImport,
     Import,
     Imported,
-    ImportUnencrypted,
     Initialize,
     PublicKeyOf,
     RemoteError,
@@ -43,6 +41,7 @@ from signer.vaults.interface import SignatureMismatchError, VaultError, VaultUna
 from signer.vaults.nitro.credentials import Credentials, CredentialsProvider
 from signer.vaults.nitro.discovery import Locator, Place
 from signer.vaults.nitro.epochs import Epoch, Epochs, Line
+from signer.vaults.nitro.judge import Judge, NotAdmittedError
 from signer.vaults.nitro.pace import Pace
 from signer.vaults.nitro.session import STALLED_AFTER, Session, SessionLostError, Slot
 from signer.vaults.nitro.storage import StoredKey
@@ -56,7 +55,10 @@ RESOLVE_TIMEOUT = 30.0  # seconds
 REFRESH_INTERVAL = 300.0  # seconds; the SDK renews what expires within 15 minutes, when it is asked
 RETRY_REFUSED = Pace(shortest=5.0, longest=60.0)  # blobs that KMS would not open
 IMPORTS_ON_THE_WIRE = 2  # a session: one being opened, and one on its way; a signature waits for no more than these
+_EXPIRED = "ExpiredToken"  # KMS's name for it, in the enclave's error
+IMPORTS_SIDE_BY_SIDE = 16  # likewise, where the enclave has proved to be ours, which opens so many blobs at once
 PROBE_INTERVAL = 2.0  # seconds of silence after which a session is asked for a sign of life
+JUDGE_INTERVAL = 600.0  # seconds after which the enclave behind a session proves again what it is
 PROOF = 1  # reply after the last import makes a session one that works: its end is no failure of the next one
 PROOF_TIME = 2.0  # seconds after the last import do the same
 MAX_DOUBTS = 3  # errors, or signatures that do not verify, before a request gives up
@@ -91,6 +93,7 @@ class _Use:
     """What a line's session has been good for."""
 
     task: Task
+    boot: bytes | None  # of the enclave behind it, proved; None where it need not prove anything
     complete_at: int | None = None  # replies that it had given when it first had every key
     complete_since: float = 0.0  # Trio's clock
 
@@ -139,6 +142,8 @@ class EnclaveLink:
         timeouts: Timeouts,
         tasks: Tasks,
         on_served: Callable[[PublicKey], None],
+        judge: Judge,
+        seal: str | None = None,
     ) -> None:
         self.epochs: Epochs[Session, Life] = Epochs()
         self.failure = "not connected yet"
@@ -151,6 +156,8 @@ class EnclaveLink:
         self._sessions = sessions
         self._timeouts = timeouts
         self._on_served = on_served
+        self._gate = judge
+        self._seal = seal
         self._tasks = tasks
         self._task = tasks.add(f"vault {name}")
         self._credentials: Credentials | None = None
@@ -194,6 +201,10 @@ class EnclaveLink:
         for line in tuple(self._uses):
             self._progress(line)
         self.notify()
+
+    def kept_from_starting(self, why: str) -> None:
+        """What comes before `run` has failed, and is tried again."""
+        self._failed(why)
 
     def notify(self) -> None:
         """Wake everybody who waits for a change."""
@@ -409,13 +420,17 @@ class EnclaveLink:
         line, proved = None, False
         async with trio.open_nursery() as nursery:
             nursery.start_soon(session.run)
-            if await self._initialize(session, epoch.life.credentials):
+            boot = await self._admit(session)
+            if session.alive and await self._initialize(session, epoch.life.credentials):
                 line = self.epochs.join(epoch, session)
-                use = self._uses[line] = _Use(task)
+                use = self._uses[line] = _Use(task, boot)
+                self._part(line)
                 self._progress(line)
-                for _ in range(IMPORTS_ON_THE_WIRE):
+                for _ in range(IMPORTS_ON_THE_WIRE if boot is None else IMPORTS_SIDE_BY_SIDE):
                     nursery.start_soon(self._import, line)
                 nursery.start_soon(self._probe, line)
+                if boot is not None:
+                    nursery.start_soon(self._judge_again, session, boot)
                 try:
                     await session.ended.wait()
                     self._blame(line)
@@ -441,6 +456,32 @@ class EnclaveLink:
             self.failure = f"not connected yet: {what}"
             self.notify()
 
+    async def _admit(self, session: Session) -> bytes | None:
+        """The boot id of the enclave behind *session*, if it proved one; closes what isn't admitted."""
+        try:
+            return await self._gate.admit(session.call)
+        except NotAdmittedError as exc:
+            session.close(f"(Nitro): {exc}")
+        except SessionLostError:
+            pass
+        return None
+
+    async def _judge_again(self, session: Session, boot: bytes) -> None:
+        """What a session was opened with may not be what answers on it later."""
+        while True:
+            await trio.sleep(JUDGE_INTERVAL)
+            found = await self._admit(session)
+            if found is not None and found != boot:
+                session.close("another enclave answers on this session than the one that it was opened with")
+
+    def _part(self, line: SessionLine) -> None:
+        """*line* was admitted just now: sessions of its epoch with another boot lead to an enclave that is gone."""
+        boot = self._uses[line].boot
+        for other in line.epoch.lines:
+            theirs = self._uses[other].boot
+            if None not in (boot, theirs) and boot != theirs:
+                other.channel.close("the enclave was started again, or another one took its place")
+
     async def _initialize(self, session: Session, credentials: Credentials) -> bool:
         try:
             await session.call(
@@ -450,6 +491,7 @@ class EnclaveLink:
                     session_token=credentials.session_token,
                     encryption_key_id=self._encryption_key_id,
                     region=credentials.region,
+                    seal=self._seal,
                 )
             )
         except RemoteError as exc:
@@ -514,6 +556,8 @@ class EnclaveLink:
         return result
 
     def _refuse(self, line: SessionLine, stored: StoredKey, why: str) -> None:
+        if _EXPIRED in why:
+            self.renew_credentials()  # what the session was opened with is over; it won't open the next blob either
         self.epochs.refuse(line, stored, why)
         self._tell_skipped(stored, why)
 
@@ -672,8 +716,8 @@ class EnclaveLink:
             if not self._wanted[address]:
                 del self._wanted[address]
 
-    async def create(self, call: ImportUnencrypted | GenerateAndImport, deadline: float) -> tuple[SessionLine, Result]:
-        """Have a key made, once: it is not repeated, since the first may have been made."""
+    async def call_once(self, call: Call, deadline: float) -> tuple[SessionLine, Result]:
+        """Make *call* and tell over which line; it is not repeated, since the first may have been carried out."""
         with trio.move_on_at(deadline):
             while not self.epochs.linked:
                 await self.changed.wait()

@@ -20,7 +20,7 @@ from typing import Protocol
 
 import trio
 
-from signer.errors import ConfigurationError, SignerError
+from signer.errors import ConfigurationError, SignerError, UnavailableError
 from signer.files import give_to_owner_of, write_durably
 from signer.tezos.keys import PublicKeyHash
 
@@ -34,6 +34,12 @@ FileStamp = tuple[int, int, int] | None
 
 class StorageError(ConfigurationError):
     """The blobs cannot be read or written, or are damaged; the text names their place and says what to do."""
+
+
+class StorageAwayError(StorageError, UnavailableError):
+    """The storage is out of reach, or refuses; that may pass without a change here. A new key may have been stored."""
+
+    status = 502
 
 
 class KeyExistsError(SignerError):
@@ -68,10 +74,16 @@ class KeyStorage(Protocol):
         """All entries, in the order in which they are listed."""
 
     async def open(self) -> None:
-        """Make what is missing, and find out whether the storage can be used; called once, first."""
+        """Make what is missing, and find out whether the storage can be used; called first.
+
+        Raises `StorageAwayError` where it is worth to be called again.
+        """
 
     async def append(self, key: PublicKeyHash, blob: bytes) -> None:
         """Add an entry durably; never changes one. Raises `KeyExistsError` for a key that is there."""
+
+    async def replace(self, old: StoredKey, blob: bytes) -> None:
+        """Put *blob* in the place of that of *old*, in one step; raises `StorageError` where another one is there."""
 
 
 class KeyFile:
@@ -98,6 +110,9 @@ class KeyFile:
 
     async def append(self, key: PublicKeyHash, blob: bytes) -> None:
         await trio.to_thread.run_sync(self._file.append, key, blob)
+
+    async def replace(self, old: StoredKey, blob: bytes) -> None:
+        await trio.to_thread.run_sync(self._file.replace, old, blob)
 
 
 class FileStorage:
@@ -138,6 +153,19 @@ class FileStorage:
                 raise KeyExistsError(f"(Nitro): {key} is in {self.path} already")
             entries.append({_HASH: str(key), _BLOB: base64.b64encode(blob).decode()})
             self._write(json.dumps(entries, indent=4))
+
+    def replace(self, old: StoredKey, blob: bytes) -> None:
+        """Exchange the blob of an entry durably; raises `StorageError`."""
+        with self._locked():
+            entries = self._read()
+            for index, entry in enumerate(entries):
+                if isinstance(entry, dict) and self._entry(index, entry) == old:
+                    entry[_BLOB] = base64.b64encode(blob).decode()
+                    self._write(json.dumps(entries, indent=4))
+                    return
+            raise StorageError(
+                f"(Nitro/file storage): {self.path} has changed meanwhile; nothing was changed. Try again"
+            )
 
     def _read(self) -> list[object]:
         try:

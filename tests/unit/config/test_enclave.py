@@ -78,6 +78,14 @@ def test_a_pattern_is_filled(tmp_path: Path) -> None:
             ],
         ),
         ("expected_pcrs:\n  PCR0: [bad]", ["6: expected_pcrs.PCR0.0: expected 96"]),
+        ("pcrs: {PCR32: " + A + "}", ["5: pcrs.PCR32: expected PCR0 to PCR31"]),
+        ("pcrs: {PCR0: '" + "0" * 96 + "'}", ["5: pcrs.PCR0: a register of zeros is that of debug mode"]),
+        ("pcrs: {8: " + A + ", pcr8: " + A + "}", ["5: pcrs: PCR8 is given twice"]),
+        ("attestation: maybe", ["5: attestation: expected off, warn or require"]),
+        ("attestation: on", ["5: attestation: expected off, warn or require"]),
+        ("attestation: off\npcrs: {PCR0: " + A + "}", ["4: pcrs are compared by attestation: warn or require"]),
+        ("attestation_root: abcd", ["5: attestation_root: expected the SHA-256 of a root certificate"]),
+        ("seal: v2", ["5: seal: must be 'legacy' or 'v1'"]),
         ("expected_pcrs:\n  PCR0: ${NOPE}", ["6: expected_pcrs.PCR0: the environment variable NOPE is not set"]),
     ],
 )
@@ -92,8 +100,28 @@ def test_each_fault_has_its_place(tmp_path: Path, text: str, expected: list[str]
 @pytest.mark.parametrize("value", ["", "''", "[]", "~", "[~]"])
 def test_a_register_without_a_value_is_no_register_that_may_have_any(tmp_path: Path, value: str) -> None:
     """Elsewhere a key without a value means the default; here the check would be gone, and nobody told."""
-    (fault,) = config_faults(tmp_path, f"expected_pcrs:\n  PCR0: {value}")
-    assert fault.startswith("6: vaults.n.config.expected_pcrs.PCR0")
+    for key in ("expected_pcrs", "pcrs"):
+        (fault,) = config_faults(tmp_path, f"{key}:\n  PCR0: {value}")
+        assert fault.startswith(f"6: vaults.n.config.{key}.PCR0")
+
+
+@pytest.mark.parametrize(
+    ("text", "judging"),
+    [
+        ("", "off"),
+        ("attestation: off", "off"),
+        ("attestation:", "off"),
+        ("attestation: warn", "warn"),
+        ("attestation: require", "require"),
+        (f"pcrs: {{0: {A.upper()}, pcr8: [{A}, {B}]}}", "require"),
+        (f"pcrs: {{0: {A}}}\nattestation: warn", "warn"),
+    ],
+)
+def test_whoever_expects_registers_wants_them_proved(tmp_path: Path, text: str, judging: str) -> None:
+    found = nitro(tmp_path, HEAD + text)
+    assert found.judging == judging
+    if "pcr8" in text:
+        assert found.pcrs == {"PCR0": (A,), "PCR8": (A, B)}
 
 
 def test_what_counts_is_shown(tmp_path: Path) -> None:
@@ -115,3 +143,23 @@ vaults:
     }
     assert shown["auto"]["expected_pcrs"] == {"PCR0": [A, B]}
     assert (shown["auto"]["enclave_name"], shown["auto"]["sessions"]) == ("n", 2)
+
+
+@pytest.mark.parametrize(
+    ("key", "proxy", "region"),
+    [
+        ("arn:aws:kms:us-west-2:123456789012:key/771dfdac-e8e9-4f40-9747-f56d0911fce4", "", "us-west-2"),
+        ("arn:aws-us-gov:kms:us-gov-west-1:123456789012:alias/a", "kms.us-west-2.amazonaws.com:443", "us-gov-west-1"),
+        ("771dfdac-e8e9-4f40-9747-f56d0911fce4", "kms.us-west-2.amazonaws.com:443", "us-west-2"),
+        ("alias/a", "kms-fips.us-east-1.amazonaws.com:443", "us-east-1"),
+        ("alias/a", "kms.cn-north-1.amazonaws.com.cn:443", "cn-north-1"),
+        ("alias/a", "vpce-0a1b-2c3d.kms.eu-west-1.vpce.amazonaws.com:443", "eu-west-1"),
+        ("alias/a", "kms.eu-west-1.api.aws:443", "eu-west-1"),
+        ("alias/kms.eu-west-1.x", "127.0.0.1:8443", ""),
+        ("alias/a", "kms.example.com:443", ""),
+        ("alias/a", "", ""),
+    ],
+)
+def test_the_region_that_key_or_proxy_name(tmp_path: Path, key: str, proxy: str, region: str) -> None:
+    settings = nitro(tmp_path, f"encryption_key_id: {key}\nproxy_remote_address: '{proxy}'\n")
+    assert settings.kms_region == region

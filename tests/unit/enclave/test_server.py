@@ -67,6 +67,9 @@ class Client:
 
     async def exchange(self, payload: bytes) -> bytes:
         await self.stream.send_all(encode_frame(payload))
+        return await self.reply()
+
+    async def reply(self) -> bytes:
         while (reply := self._decoder.next_payload()) is None:
             data = await self.stream.receive_some(65536)
             assert data, "the session has ended"
@@ -263,15 +266,10 @@ async def test_a_session_that_breaks_ends_alone(sent: bytes, forcefully: bool) -
 
 
 async def test_a_bug_is_an_error_of_one_call(capsys: pytest.CaptureFixture[str]) -> None:
-    class Buggy:
+    class Buggy(LocalSealing):
         """A way of sealing with a bug whose text holds a secret."""
 
-        name = "buggy"
-
-        def session(self, _credentials: Initialize) -> "Buggy":
-            return self
-
-        async def seal(self, key: SecretKey) -> bytes:
+        async def seal(self, key: SecretKey, *, marks: str | None = None) -> bytes:
             if key.curve is Curve.P256:
                 raise ZeroDivisionError(f"hush {bytes(key.secret_bytes()).hex()}")
             return b"blob"
@@ -279,7 +277,7 @@ async def test_a_bug_is_an_error_of_one_call(capsys: pytest.CaptureFixture[str])
         async def open(self, blob: bytes) -> SecretKey:
             raise RuntimeError("hush")
 
-    async with serving(Server(lambda: Session(Buggy()))) as listener:
+    async with serving(Server(lambda: Session(Buggy(bytes(32))))) as listener:
         other = await opened(listener, Curve.ED25519)
         client = await opened(listener, Curve.ED25519)
         assert chain(await client.exchange(one("Generate", "NistP256"))) == ["internal error", "ZeroDivisionError"]

@@ -5,8 +5,9 @@ from pathlib import Path
 
 import pytest
 
-from signer.crypto import load_secret_key, verify, verify_possession
+from signer.crypto import generate_secret_key, load_secret_key, verify, verify_possession
 from signer.enclave import session as session_module
+from signer.enclave.entropy import MixedEntropy
 from signer.enclave.sealing.interface import SealingError
 from signer.enclave.sealing.local import KeyFileError, LocalSealing, load_or_create_key_file
 from signer.enclave.sealing.none import NoSealing
@@ -25,6 +26,7 @@ from signer.rpc.messages import (
     PublicKeyFrom,
     PublicKeyOf,
     RemoteError,
+    Reseal,
     Result,
     Sign,
     SignWith,
@@ -32,6 +34,7 @@ from signer.rpc.messages import (
     encode_call,
 )
 from signer.tezos.keys import Curve, Signature
+from tests.attested.nsm import FakeNsm
 
 SEALING = LocalSealing(bytes(32))
 
@@ -139,20 +142,100 @@ async def test_keys_are_limited_and_wiped(monkeypatch: pytest.MonkeyPatch) -> No
     kept = list(session._keys)
     session.close()
     assert session.number_of_keys == 0
-    assert not any(any(key.secret_bytes()) for key in kept)
+    assert not any(any(held.key.secret_bytes()) for held in kept)
     with pytest.raises(RemoteError, match="uninitialized"):
         await ask(session, PublicKeyOf(0))
 
 
-async def test_entropy_makes_the_keys() -> None:
-    def entropy(count: int) -> bytes:
-        return b"\7" * count
+@pytest.mark.parametrize("curve", list(Curve))
+async def test_entropy_makes_the_keys(curve: Curve) -> None:
+    async def entropy() -> bytes:
+        return b"\7" * 32
 
     session = Session(SEALING, entropy=entropy)
     await ask(session, Initialize())
-    created = await ask(session, GenerateAndImport(Curve.ED25519))
+    for call in (GenerateAndImport(curve), Generate(curve)):
+        created = await ask(session, call)
+        assert isinstance(created, Created)
+        assert created.public_key == generate_secret_key(curve, lambda count: b"\7" * count).public_key
+
+
+@pytest.mark.parametrize("curve", [Curve.P256, Curve.SECP256K1])
+@pytest.mark.parametrize("bad", [bytes(32), b"\xff" * 32])
+async def test_bytes_that_are_no_scalar_are_drawn_again(curve: Curve, bad: bytes) -> None:
+    draws = [bad, bad, bytes(31) + b"\5"]
+
+    async def entropy() -> bytes:
+        return draws.pop(0)
+
+    session = Session(SEALING, entropy=entropy)
+    await ask(session, Initialize())
+    created = await ask(session, GenerateAndImport(curve))
     assert isinstance(created, Created)
-    assert created.public_key == load_secret_key(Curve.ED25519, b"\7" * 32).public_key
+    assert created.public_key == load_secret_key(curve, bytes(31) + b"\5").public_key
+    assert draws == []
+
+
+async def test_no_key_without_random_bytes() -> None:
+    """The module fails: an error of that call, and no key from the kernel alone in its place."""
+    session = Session(SEALING, entropy=MixedEntropy(FakeNsm(failures={1: "InternalError"})))
+    await ask(session, Initialize())
+    with pytest.raises(RemoteError, match="^signer error: no random bytes: InternalError"):
+        await ask(session, GenerateAndImport(Curve.ED25519))
+    assert session.number_of_keys == 0
+    assert isinstance(await ask(session, GenerateAndImport(Curve.ED25519)), Created)
+
+
+async def test_an_update_keeps_the_keys() -> None:
+    taken: list[Initialize] = []
+
+    class Watched(LocalSealing):
+        def update(self, credentials: Initialize) -> None:
+            if not credentials.access_key_id:
+                raise SealingError("encryption error", "no credentials")
+            taken.append(credentials)
+
+    session = Session(Watched(bytes(32)))
+    await ask(session, Initialize(access_key_id="a", update=True))  # opens a session as any other
+    assert taken == []
+    await ask(session, GenerateAndImport(Curve.ED25519))
+    await ask(session, Initialize(access_key_id="b", update=True))
+    assert [one.access_key_id for one in taken] == ["b"]
+    with pytest.raises(RemoteError, match="no credentials"):
+        await ask(session, Initialize(update=True))
+    with pytest.raises(RemoteError, match="^already initialized$"):
+        await ask(session, Initialize(access_key_id="c"))
+    assert isinstance(await ask(session, Sign(0, b"still there", 2)), Signature)
+    assert len(taken) == 1
+
+
+@pytest.mark.parametrize("curve", list(Curve))
+async def test_reseal_gives_another_blob_of_the_same_key(curve: Curve) -> None:
+    session = await opened()
+    key = load_secret_key(curve, bytes(range(1, 33)))
+    for marks in (None, "arn:aws:dynamodb:us-west-2:1:table/marks"):
+        blob = await SEALING.seal(key, marks=marks)
+        resealed = await ask(session, Reseal(blob))
+        assert isinstance(resealed, Created)
+        assert (resealed.public_key, resealed.handle) == (key.public_key, None)
+        assert resealed.encrypted_private_key != blob
+        assert (await SEALING.open(resealed.encrypted_private_key)).public_key == key.public_key
+        assert SEALING.marks(resealed.encrypted_private_key) == marks
+    assert session.number_of_keys == 0
+    with pytest.raises(RemoteError, match="format"):
+        await ask(session, Reseal(b"junk"))
+
+
+async def test_a_strict_image_takes_no_key_in_clear() -> None:
+    class Strict(LocalSealing):
+        takes_unencrypted = False
+
+    session = Session(Strict(bytes(32)))
+    await ask(session, Initialize())
+    with pytest.raises(RemoteError, match="^legacy blob refused"):
+        await ask(session, ImportUnencrypted(Curve.P256, bytes(31) + b"\1"))
+    assert session.number_of_keys == 0
+    assert isinstance(await ask(session, GenerateAndImport(Curve.P256)), Created)
 
 
 # -- sealing
@@ -161,7 +244,7 @@ async def test_entropy_makes_the_keys() -> None:
 @pytest.mark.parametrize("curve", list(Curve))
 async def test_a_sealed_key_opens_only_unchanged_and_under_its_key(curve: Curve) -> None:
     key = load_secret_key(curve, bytes(range(1, 33)))
-    blob = await SEALING.seal(key)
+    blob = await SEALING.seal(key, marks="arn:aws:dynamodb:us-west-2:1:table/marks")
     assert bytes(range(1, 33)) not in blob
     assert (await SEALING.open(blob)).public_key == key.public_key
     for position in range(len(blob)):
@@ -201,7 +284,12 @@ async def test_no_sealing_is_the_plaintext_and_says_so(capsys: pytest.CaptureFix
     blob = await sealing.seal(key)
     assert blob.hex() == "a167456432353531395820cfe0c48fe7530d3aba4f5b3a9b33073251691a83fbc1ab248db31c42ec2b9703"
     assert (await sealing.open(blob)).public_key == key.public_key
+    assert sealing.marks(blob) is None
     assert capsys.readouterr().err.count("WARNING sealing is off") == 2
+    with pytest.raises(SealingError, match="cannot be bound"):
+        await sealing.seal(key, marks="arn")
+    with pytest.raises(SealingError, match="no version 1"):
+        await sealing.reseal(blob)
     for bad in (b"", dumps({"Rsa": b""}), dumps({"NistP256": bytes(32)}), dumps({"Bls": bytes(5)})):
         with pytest.raises(SealingError, match="deserialization error"):
             await sealing.open(bad)

@@ -1,5 +1,7 @@
 """The wire, byte for byte: the frames of section 4.4, the samples of 4.5, and hostile CBOR."""
 
+from dataclasses import replace
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -8,25 +10,33 @@ from signer.rpc import messages
 from signer.rpc._cbor import dumps, loads
 from signer.rpc.frames import encode_frame
 from signer.rpc.messages import (
+    Attest,
+    Attested,
+    AttestKey,
     Call,
     Created,
     Generate,
     GenerateAndImport,
     Import,
     Imported,
+    ImportSealed,
     ImportUnencrypted,
     Initialize,
+    InitializeSealed,
     MalformedCallError,
     MalformedReplyError,
     ProvePossession,
     PublicKeyFrom,
     PublicKeyOf,
     RemoteError,
+    Reseal,
     Sign,
     SignWith,
     decode_call,
+    decode_credentials,
     decode_reply,
     encode_call,
+    encode_credentials,
     encode_error,
     encode_reply,
 )
@@ -79,6 +89,50 @@ CALLS: list[tuple[Call, str]] = [
     (PublicKeyOf(0), "0000000ca1695075626c69634b657900"),
     (PublicKeyFrom(b"\1\2\3"), "00000013a16d5075626c69634b657946726f6d43010203"),
     (ProvePossession(0), "00000012a16f50726f7665506f7373657373696f6e00"),
+    (
+        Attest("session", b"\1" * 16),
+        "00000030a166417474657374a267707572706f73656773657373696f6e656e6f6e63655001010101010101010101010101010101",
+    ),
+    (
+        Attest("import", b"\1" * 64, b"who"),
+        (
+            "0000006ea166417474657374a367707572706f736566696d706f7274656e6f6e63655840"
+            + "01" * 64
+            + "69757365725f64617461"
+            "4377686f"
+        ),
+    ),
+    (
+        ImportSealed(b"\2" * 32, b"\3" * 32, b"\4\5", "tz1LggX2HUdvJ1tF4Fvv8fjsrzLeW4Jr9t2Q"),
+        (
+            "00000097a16c496d706f72745365616c6564a4636b65795820" + "02" * 32 + "63656e635820" + "03" * 32 + "6a63697068"
+            "6572746578744204056761646472657373"
+            "7824747a314c67675832485564764a3174463446767638666a73727a4c6557344a7239743251"
+        ),
+    ),
+    (
+        ImportSealed(b"\2" * 32, b"\3" * 32, b"\4\5", "tz1L", "arn:t"),
+        (
+            "00000082a16c496d706f72745365616c6564a5636b65795820" + "02" * 32 + "63656e635820" + "03" * 32 + "6a63697068"
+            "657274657874420405676164647265737364747a314c656d61726b736561726e3a74"
+        ),
+    ),
+    (
+        AttestKey(3, b"\1" * 16),
+        "0000002ba1694174746573744b6579a26668616e646c6503656e6f6e63655001010101010101010101010101010101",
+    ),
+    (Reseal(b"\1\2\3"), "0000000ca16652657365616c43010203"),
+    (
+        InitializeSealed(b"\2" * 32, b"\3" * 32, b"\4\5"),
+        (
+            "0000006da170496e697469616c697a655365616c6564a3636b65795820"
+            + "02" * 32
+            + "63656e635820"
+            + "03" * 32
+            + "6a6369"
+            "706865727465787442" + "0405"
+        ),
+    ),
 ]
 INITIALIZE = (
     "00000096a16a496e697469616c697a65a56d6163636573735f6b65795f696464414b4944717365637265745f6163636573735f6b657966534543"
@@ -108,6 +162,134 @@ def test_initialize_byte_for_byte() -> None:
     assert b"session_token" not in encode_call(without)
     assert decode_call(encode_call(without)) == without
     assert decode_call(dumps({"Initialize": {}})) == Initialize()
+
+
+def test_initialize_asks_for_a_version_and_for_an_update() -> None:
+    """At the end of the map, where tee-signer ignores them."""
+    plain = Initialize(access_key_id="a", secret_access_key="b", encryption_key_id="c", region="d")
+    call = replace(plain, seal="v1", update=True)
+    head = encode_call(plain).replace(b"Initialize\xa4", b"Initialize\xa6")
+    assert encode_call(call) == head + b"\x64seal\x62v1" + b"\x66update\xf5"
+    assert decode_call(encode_call(call)) == call
+    assert decode_call(dumps({"Initialize": {"seal": None, "update": False}})) == Initialize()
+    faults: list[dict[str, object]] = [{"seal": "v2"}, {"seal": 1}, {"seal": {}}, {"update": 1}, {"update": "true"}]
+    for bad in faults:
+        with pytest.raises(MalformedCallError, match="is (v1|true)"):
+            decode_call(dumps({"Initialize": bad}))
+
+
+def test_the_credentials_alone() -> None:
+    call = Initialize(access_key_id="a", secret_access_key="SECRET", session_token="t", seal="v1", update=True)
+    assert loads(encode_call(call)) == {"Initialize": loads(encode_credentials(call))}
+    assert decode_credentials(encode_credentials(call)) == call
+    encoded = encode_credentials(call)
+    for end in range(len(encoded)):
+        with pytest.raises(MalformedCallError) as caught:
+            decode_credentials(encoded[:end])
+        assert "SECRET" not in str(caught.value)
+    for bad in (dumps([1]), dumps({"region": 5}), dumps({1: 2}), b"\xff", dumps("SECRET")):
+        with pytest.raises(MalformedCallError) as caught:
+            decode_credentials(bad)
+        assert "SECRET" not in str(caught.value)
+
+
+LIMITS: list[tuple[str, dict[str, object], str]] = [
+    ("Attest", {"purpose": "import", "nonce": b"\1" * 4}, "nonce must have 16 to 64 bytes"),
+    ("Attest", {"purpose": "import", "nonce": b"\1" * 15}, "nonce must have 16 to 64 bytes"),
+    ("Attest", {"purpose": "import", "nonce": b"\1" * 65}, "nonce must have 16 to 64 bytes"),
+    ("Attest", {"purpose": "import"}, "nonce is a byte string or an array of integers 0 to 255"),
+    ("Attest", {"purpose": "key", "nonce": b"\1" * 16}, "purpose is session or import"),
+    ("Attest", {"purpose": 5, "nonce": b"\1" * 16}, "purpose is session or import"),
+    ("Attest", {"nonce": b"\1" * 16}, "purpose is session or import"),
+    (
+        "Attest",
+        {"purpose": "session", "nonce": b"\1" * 16, "user_data": bytes(257)},
+        "user_data must have at most 256 bytes",
+    ),
+    ("AttestKey", {"handle": 0, "nonce": b"\1" * 15}, "nonce must have 16 to 64 bytes"),
+    ("AttestKey", {"handle": -1, "nonce": b"\1" * 16}, "handle is an unsigned integer"),
+]
+SEALED: dict[str, object] = {
+    "key": bytes(32),
+    "enc": bytes(32),
+    "ciphertext": bytes(4096),
+    "address": "tz1",
+    "marks": "arn",
+}
+for _name, _value, _text in (
+    ("key", bytes(31), "key has 32 bytes, not 31"),
+    ("enc", bytes(33), "enc has 32 bytes, not 33"),
+    ("ciphertext", bytes(4097), "ciphertext must have at most 4096 bytes"),
+    ("address", "", "address must have 1 to 64 printable ASCII characters"),
+    ("address", "t" * 65, "address must have 1 to 64 printable ASCII characters"),
+    ("address", "tz1\0", "address must have 1 to 64 printable ASCII characters"),
+    ("address", "tz\u00e9", "address must have 1 to 64 printable ASCII characters"),
+    ("address", None, "address is a text"),
+    ("marks", "a" * 321, "marks must have 1 to 320 printable ASCII characters"),
+    ("marks", b"arn", "marks is a text"),
+):
+    LIMITS.append(("ImportSealed", SEALED | {_name: _value}, _text))
+    if _name in ("key", "enc", "ciphertext"):
+        LIMITS.append(("InitializeSealed", SEALED | {_name: _value}, _text))
+
+
+@pytest.mark.parametrize(("name", "argument", "text"), LIMITS)
+def test_limits_of_the_calls_around_attestation(name: str, argument: dict[str, object], text: str) -> None:
+    with pytest.raises(MalformedCallError) as caught:
+        decode_call(dumps({name: argument}))
+    assert str(caught.value) == text
+
+
+def test_the_refused_example_of_the_specification() -> None:
+    with pytest.raises(MalformedCallError, match="^nonce must have 16 to 64 bytes$"):
+        decode_call(bytes.fromhex("a166417474657374a267707572706f736566696d706f7274656e6f6e63654401010101"))
+
+
+def test_what_just_fits() -> None:
+    assert decode_call(dumps({"ImportSealed": SEALED})) == ImportSealed(bytes(32), bytes(32), bytes(4096), "tz1", "arn")
+    for length in (16, 64):
+        call = Attest("session", bytes(length), bytes(256))
+        assert decode_call(encode_call(call)) == call
+    assert decode_call(dumps({"Attest": {"purpose": "session", "nonce": bytes(16), "user_data": None}})) == Attest(
+        "session", bytes(16)
+    )
+
+
+def test_a_document_comes_back() -> None:
+    document = bytes(range(256)) * 18  # over 4,096 bytes, as real ones
+    for call in (Attest("session", bytes(16)), AttestKey(0, bytes(16))):
+        reply = encode_reply(Attested(document))
+        assert reply == b"\xa1\x62Ok\xa1\x68document\x59\x12\x00" + document
+        assert decode_reply(call, reply) == Attested(document)
+        for bad in (None, {}, {"document": "text"}, document):
+            with pytest.raises(MalformedReplyError):
+                decode_reply(call, dumps({"Ok": bad}))
+
+
+@pytest.mark.parametrize(
+    ("messages_", "unknown"),
+    [
+        (("unknown call, expected one of Initialize, Import",), True),
+        (("unknown variant `Attest`, expected one of `Initialize`, `Import`",), True),
+        (('Semantic(None, "unknown variant `Attest`, expected one of `Initialize`, `Import`")',), True),
+        (("uninitialized",), False),
+        (("nonce must have 16 to 64 bytes",), False),
+        (("attestation error", "unknown call"), False),
+        (("unknown call", "with a cause"), False),
+    ],
+)
+def test_an_enclave_that_does_not_know_a_call(messages_: tuple[str, ...], unknown: bool) -> None:
+    with pytest.raises(RemoteError) as caught:
+        decode_reply(Attest("session", bytes(16)), encode_error(*messages_))
+    assert caught.value.unknown_call is unknown
+
+
+def test_our_own_decoder_is_recognised() -> None:
+    with pytest.raises(MalformedCallError) as malformed:
+        decode_call(dumps({"SealCredentials": {}}))
+    with pytest.raises(RemoteError) as caught:
+        decode_reply(Reseal(b""), encode_error(str(malformed.value)))
+    assert caught.value.unknown_call
 
 
 def test_secrets_stay_out_of_reprs() -> None:
@@ -339,6 +521,11 @@ def test_calls_with_arrays_and_with_byte_strings(call: Call) -> None:
         *((GenerateAndImport(key.curve), Created(bytes(300), key, 7)) for key in KEYS_OF_ALL_CURVES),
         *((Generate(key.curve), Created(bytes(5000), key, None)) for key in KEYS_OF_ALL_CURVES),
         (ImportUnencrypted(Curve.P256, bytes(32)), Created(b"\1", KEYS_OF_ALL_CURVES[2], 0)),
+        (ImportSealed(bytes(32), bytes(32), b"", "tz1"), Created(b"\1", KEYS_OF_ALL_CURVES[2], 0)),
+        (Reseal(b""), Created(b"\1", KEYS_OF_ALL_CURVES[3], None)),
+        (Attest("import", bytes(16)), Attested(bytes(5000))),
+        (AttestKey(1, bytes(16)), Attested(b"document")),
+        (InitializeSealed(bytes(32), bytes(32), b""), None),
     ],
 )
 def test_replies_with_arrays_and_with_byte_strings(call: Call, result: messages.Result) -> None:

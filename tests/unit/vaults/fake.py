@@ -3,12 +3,14 @@
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from pathlib import Path
+from typing import Literal
 
 import trio
 import trio.testing
 
 from proxy.address import parse
 from signer import crypto
+from signer.enclave.attestor import Attestor
 from signer.enclave.sealing.local import LocalSealing
 from signer.enclave.session import Session
 from signer.observe.tasks import Tasks
@@ -16,6 +18,7 @@ from signer.rpc.frames import FrameDecoder, encode_frame
 from signer.tezos.keys import PublicKey, PublicKeyHash, Signature
 from signer.vaults.nitro.credentials import Credentials, CredentialsProvider
 from signer.vaults.nitro.discovery import Locator, Place
+from signer.vaults.nitro.judge import Judge
 from signer.vaults.nitro.link import Connect, Timeouts
 from signer.vaults.nitro.storage import KeyFile, KeyStorage
 from signer.vaults.nitro.vault import NitroVault
@@ -38,6 +41,7 @@ class FakeEnclave:
     def __init__(self, nursery: trio.Nursery) -> None:
         self._nursery = nursery
         self._sealing = LocalSealing(bytes(32))
+        self.attestor: Attestor | None = None
         self._scopes: list[trio.CancelScope] = []
         self.tamper: Tamper = honest
         self.tamper_new: Tamper | None = None  # what sessions that begin now do for good, in place of `tamper`
@@ -68,7 +72,8 @@ class FakeEnclave:
             scope.cancel()
 
     async def _serve(self, stream: trio.abc.Stream) -> None:
-        session, decoder, answered, own = Session(self._sealing), FrameDecoder(), 0, self.tamper_new
+        session = Session(self._sealing, attestor=self.attestor)
+        decoder, answered, own = FrameDecoder(), 0, self.tamper_new
         with trio.CancelScope() as scope:
             self._scopes.append(scope)
             try:
@@ -120,6 +125,8 @@ async def running(
     tasks: Tasks | None = None,
     wait: float = 5,
     exchange: float = 10,
+    judge: Judge | None = None,
+    seal: Literal["legacy", "v1"] = "legacy",
 ) -> AsyncIterator[NitroVault]:
     """A vault whose first attempt to connect is over."""
     vault = NitroVault(
@@ -132,6 +139,8 @@ async def running(
         sessions=sessions,
         timeouts=Timeouts(wait=wait, exchange=exchange),
         tasks=tasks,
+        judge=judge,
+        seal=seal,
     )
     async with trio.open_nursery() as nursery:
         await nursery.start(vault.run)

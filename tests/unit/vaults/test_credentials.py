@@ -69,6 +69,14 @@ async def test_what_is_missing_is_named(monkeypatch: pytest.MonkeyPatch) -> None
         await provider(**EMPTY)()
 
 
+async def test_the_region_of_the_key_is_the_last_resort(monkeypatch: pytest.MonkeyPatch) -> None:
+    keys = EMPTY | {"access_key_id": "A", "secret_access_key": "S", "kms_region": "key's"}
+    assert await provider(**keys)() == Credentials("A", "S", None, "key's")
+    monkeypatch.setenv("AWS_REGION", "r")
+    assert await provider(**keys)() == Credentials("A", "S", None, "r")
+    assert await provider(**keys | {"region": "own"})() == Credentials("A", "S", None, "own")
+
+
 async def test_shared_files_that_change_are_read_anew(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv("AWS_REGION", "r")
     resolve = provider(**EMPTY)

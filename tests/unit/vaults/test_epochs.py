@@ -155,7 +155,10 @@ class EpochsMachine(RuleBasedStateMachine):
 
     @rule(key=st.sampled_from(KEYS))
     def forget(self, key: PublicKeyHash) -> None:
+        """A reload, when the key file has lost the key."""
         self.epochs.forget(key)
+        self.blobs = [stored for stored in self.blobs if address_of(stored) != key]
+        self.epochs.list_blobs(self.blobs)
         for model in self.models.values():
             model.handles.pop(key, None)
 
@@ -200,8 +203,19 @@ class EpochsMachine(RuleBasedStateMachine):
 
     @invariant()
     def nothing_is_both_served_and_skipped(self) -> None:
-        served = {str(key) for model in self.models.values() for key in model.handles}
+        served = {str(key) for model in self.models.values() if model.channel.alive for key in model.handles}
         assert not served & self.epochs.skipped().keys()
+
+    @invariant()
+    def what_is_listed_is_accounted_for(self) -> None:
+        """A key whose blob is listed is never one that nobody knows, however few lines are left."""
+        if not self.epochs.loaded:
+            return
+        for stored in self.blobs:
+            key = address_of(stored)
+            served = key is not None and self.epochs.route(key) is not None
+            address = stored.public_key_hash
+            assert served or self.epochs.expects(address) or address in self.epochs.skipped()
 
     @invariant()
     def what_is_complete_is_known_to_be(self) -> None:
@@ -289,3 +303,19 @@ def test_a_newer_epoch_that_has_just_died_supersedes_nothing() -> None:
     machine.lose(new, told=False)
     machine.sweep()
     assert machine.epochs.route(KEYS[0]) == (old, 1)
+
+
+def test_a_key_that_only_a_dead_line_had_is_not_unknown() -> None:
+    """Its blob was refused elsewhere: who asks is told that, and to try again; never that there is no such key."""
+    epochs: Epochs[FakeChannel, str] = Epochs()
+    epochs.list_blobs(BLOBS[:1])
+    epoch = epochs.begin("life")
+    served, refused = (epochs.join(epoch, FakeChannel()) for _ in range(2))
+    for line in (served, refused):
+        assert epochs.take(line) == BLOBS[0]
+    epochs.serve(served, BLOBS[0], KEYS[0], 1)
+    epochs.refuse(refused, BLOBS[0], "no")
+    assert epochs.skipped() == {}
+    served.channel.alive = False
+    assert epochs.loaded
+    assert epochs.skipped() == {BLOBS[0].public_key_hash: "no"}

@@ -46,6 +46,17 @@ async def test_a_key_is_never_overwritten(server: Dynamo, table: KeyTable) -> No
     await table.append(PKH, b"\1")  # the repeat of a put whose reply was lost
 
 
+async def test_a_blob_is_exchanged_only_for_the_one_that_was_seen(server: Dynamo, table: KeyTable) -> None:
+    await table.append(PKH, b"\1")
+    for old in (StoredKey(str(PKH), b"\2"), StoredKey("tz1other", b"\1")):
+        with pytest.raises(StorageError, match="has changed meanwhile; nothing was changed"):
+            await table.replace(old, b"\3")
+    assert await table.load() == [StoredKey(str(PKH), b"\1")]
+    await table.replace(StoredKey(str(PKH), b"\1"), b"\3")
+    assert await table.load() == [StoredKey(str(PKH), b"\3")]
+    await table.replace(StoredKey(str(PKH), b"\1"), b"\3")  # the repeat of a put whose reply was lost
+
+
 async def test_every_page_is_read_consistently(server: Dynamo, table: KeyTable) -> None:
     keys = [PublicKeyHash(Curve.P256, bytes([number]) * 20) for number in range(12)]
     for key in keys:
@@ -162,3 +173,27 @@ async def test_an_emptied_table_costs_no_key_that_serves(server: Dynamo, nursery
             "PutItem", TableName="encrypted_keys", Item={"pkh": {"S": str(second.hash)}, "value": {"B": b""}}
         )
         await vault.reload()
+
+
+@pytest.mark.parametrize("fault", ["throttled", "AccessDeniedException"])
+async def test_a_table_that_is_away_at_the_start_is_asked_until_it_is_back(
+    server: Dynamo, table: KeyTable, nursery: trio.Nursery, autojump_clock: trio.testing.MockClock, fault: str
+) -> None:
+    """The vault says so, and has started: whatever else the signer has doesn't wait for it."""
+    enclave = FakeEnclave(nursery)
+    async with running(table, enclave) as vault:
+        made = await vault.generate(Curve.ED25519)
+    server.faults.extend([fault] * 1000)
+    began = trio.current_time()
+    async with running(KeyTable(server, "encrypted_keys"), enclave) as vault:
+        assert trio.current_time() - began < 1
+        for _ in range(3):
+            assert not vault.ready
+            assert "cannot open DynamoDB table encrypted_keys" in vault.health().detail
+            await trio.sleep(200)
+            assert trio.current_time() - vault.last_sign_of_life < 15
+        server.faults.clear()
+        await trio.sleep(15)
+        await vault.wait_for(made.hash, trio.current_time() + 5)
+        assert vault.ready
+        assert list(vault.keys()) == [made.hash]

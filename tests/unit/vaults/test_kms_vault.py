@@ -249,6 +249,24 @@ async def test_an_alias_that_means_another_key_now_is_followed_at_a_reload(autoj
         assert not at.vault.serves(kms.address(old))
 
 
+async def test_an_alias_that_means_another_key_after_an_outage_is_not_followed_before_a_reload(
+    autojump_clock: MockClock,
+) -> None:
+    kms = FakeKms()
+    old, new = kms.add(alias="alias/baker"), kms.add()
+    async with opened(kms, names=["alias/baker"]) as at:
+        pkh = kms.address(old)
+        kms.trouble = lambda *_: silent()
+        with pytest.raises(VaultUnavailableError):
+            await sign(at.vault, pkh)
+        kms.names["alias/baker"] = new
+        kms.trouble = lambda *_: None
+        await at.vault.wait_for(pkh, trio.current_time() + 5)
+        await wait_all_tasks_blocked()  # the reading comes to its end
+        assert [key.reference for key in at.vault.keys().values()] == [old]
+        assert at.vault.serves(pkh)
+
+
 # -- what changes
 
 
@@ -397,6 +415,7 @@ async def test_a_denied_list_is_said_and_tried_again(autojump_clock: MockClock) 
         assert not at.vault.ready
         assert "kms:ListKeys: AccessDeniedException" in at.vault.health().detail
         assert at.state() is TaskState.FAILING
+        assert at.tasks.all()["vault k"].fault.startswith("kms:ListKeys: ")  # the log puts the vault before it
         kms.trouble = lambda *_: None
         await at.vault.wait_for(kms.address(only), trio.current_time() + 5)
         assert at.vault.serves(kms.address(only))
@@ -453,11 +472,68 @@ async def test_a_key_that_never_gets_an_answer_holds_nobody_up_for_ever(autojump
     kms.trouble = lambda action, key: throttled() if key == slow else None
     async with opened(kms) as at:
         await trio.sleep(60)
-        assert kms.count("GetPublicKey") > ROUNDS
+        assert ROUNDS < kms.count("GetPublicKey") < 80  # the pauses grow
         assert at.vault.health().ready
         began = trio.current_time()
         await at.vault.wait_for(kms.address(slow), began + 2.5)
         assert trio.current_time() == began
+
+
+@pytest.mark.parametrize("named", [False, True])
+async def test_a_long_throttling_costs_no_minutes_when_it_is_over(autojump_clock: MockClock, named: bool) -> None:
+    kms = FakeKms()
+    only = kms.add()
+    kms.trouble = lambda action, _key: throttled() if action == "GetPublicKey" else None
+    async with opened(kms, names=[only] if named else []) as at:
+        await trio.sleep(60)
+        kms.trouble = lambda *_: None
+        await trio.sleep(10)
+        assert at.vault.serves(kms.address(only))
+
+
+async def test_a_refusal_that_nobody_knows_is_of_one_key_and_tried_again(autojump_clock: MockClock) -> None:
+    kms = FakeKms()
+    odd = kms.add()
+    others = [kms.add() for _ in range(40)]
+    kms.trouble = lambda _action, key: refused("XksKeyNotFoundException") if key == odd else None
+    async with opened(kms) as at:
+        assert [key.reference for key in at.vault.keys().values()] == others
+        assert "XksKeyNotFoundException" in at.vault.health().skipped[odd]
+        kms.trouble = lambda *_: None
+        await at.vault.wait_for(kms.address(odd), trio.current_time() + 5)
+        assert at.vault.serves(kms.address(odd))
+
+
+@pytest.mark.parametrize("named", [False, True])
+async def test_an_answer_about_another_key_is_none(autojump_clock: MockClock, named: bool) -> None:
+    kms = FakeKms()
+    asked, other = kms.add(), kms.add()
+    kms.answer = lambda action, key, given: kms.keys[other] if (action, key) == ("GetPublicKey", asked) else given
+    async with opened(kms, names=[asked] if named else []) as at:
+        assert at.vault.health().skipped == {asked: f"kms:GetPublicKey on {asked}: KMS told the key {other}"}
+        assert at.vault.serves(kms.address(other)) is not named
+        kms.answer = lambda _action, _key, given: given
+        await at.vault.wait_for(kms.address(asked), trio.current_time() + 5)
+        assert at.vault.serves(kms.address(asked))
+
+
+async def test_a_key_named_by_its_id_is_known_by_its_arn(autojump_clock: MockClock) -> None:
+    kms = FakeKms()
+    only = kms.add()
+    name = only.rpartition("/")[2]
+    kms.names[name] = only
+    async with opened(kms, names=[name]) as at:
+        assert [key.reference for key in at.vault.keys().values()] == [only]
+
+
+async def test_an_answer_without_a_list_takes_no_key_away(autojump_clock: MockClock) -> None:
+    kms = FakeKms()
+    only = kms.add()
+    async with opened(kms) as at:
+        kms.answer = lambda action, _key, given: {"Truncated": False} if action == "ListKeys" else given
+        with pytest.raises(VaultError, match="kms:ListKeys: KMS told no Keys"):
+            await at.vault.reload()
+        assert at.vault.serves(kms.address(only))
 
 
 @pytest.mark.parametrize("named", [False, True])
@@ -499,6 +575,19 @@ async def test_a_refusal_that_tells_of_kms_takes_no_key_away(autojump_clock: Moc
         await trio.sleep(5)
         assert at.vault.serves(kms.address(only))
         assert at.vault.health().skipped == {}
+
+
+async def test_a_refused_list_shows_that_kms_is_back(autojump_clock: MockClock) -> None:
+    kms = FakeKms()
+    only = kms.add()
+    async with opened(kms) as at:
+        kms.trouble = lambda *_: silent()
+        with pytest.raises(VaultUnavailableError):
+            await sign(at.vault, kms.address(only))
+        assert not at.vault.serves(kms.address(only))
+        kms.trouble = lambda action, _key: refused("AccessDeniedException") if action == "ListKeys" else None
+        await at.vault.wait_for(kms.address(only), trio.current_time() + 5)
+        assert at.vault.serves(kms.address(only))
 
 
 async def test_a_known_key_without_an_answer_stays(autojump_clock: MockClock) -> None:
@@ -729,6 +818,16 @@ async def test_aliases_and_tags_that_may_not_be_read_are_no_fault(autojump_clock
         assert at.vault.health().ready
         assert len(at.vault.keys()) == 200
         assert kms.count("ListResourceTags") <= READERS
+
+
+async def test_tags_that_get_no_answer_are_not_waited_for_key_by_key(autojump_clock: MockClock) -> None:
+    kms = FakeKms()
+    for _ in range(200):
+        kms.add()
+    kms.trouble = lambda action, _key: silent() if action == "ListResourceTags" else None
+    async with opened(kms, describe=True) as at:
+        assert len(at.vault.keys()) == 200
+        assert kms.count("ListResourceTags") == READERS
 
 
 async def test_a_signer_asks_for_no_aliases_and_tags(autojump_clock: MockClock) -> None:

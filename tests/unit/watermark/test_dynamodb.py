@@ -13,11 +13,14 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from signer.aws import table as aws_table
+from signer.aws.client import AwsError
 from signer.errors import UnavailableError
 from signer.tezos.keys import Curve, PublicKeyHash, digest_text
-from signer.watermark import items
+from signer.watermark import dynamodb, items
+from signer.watermark import table as mark_table
 from signer.watermark.dynamodb import DynamoWatermarks
 from signer.watermark.interface import Mark, MarkKey, Slot, WatermarkRefusedError, WatermarkStoreError
+from signer.watermark.rules import Replay
 from tests.dynamo import Dynamo, dynamo
 
 PKH = PublicKeyHash(Curve.ED25519, bytes(20))
@@ -157,6 +160,28 @@ async def test_two_conflicting_attestations_of_the_reference(server: Dynamo) -> 
         assert await advance(store, 11) is None
 
 
+class _Outrun(Dynamo):
+    """The reference signs other bytes under another name after our first look."""
+
+    async def call(
+        self, action: str, *, resource: str = "", deadline: float | None = None, **parameters: Any
+    ) -> dict[str, Any]:
+        try:
+            return await super().call(action, resource=resource, deadline=deadline, **parameters)
+        finally:
+            if self.actions.count("TransactWriteItems") == 1 and action == "TransactWriteItems":
+                assert reference_accepts(self, "attestation_with_dal", 10, 0)
+
+
+async def test_the_reference_signs_between_our_look_and_our_claim(server: Dynamo) -> None:
+    make_table(server)
+    put(server, "attestation", lvl={"N": "10"}, round={"N": "0"}, digest={"B": A})
+    async with opened(_Outrun()) as store:
+        with pytest.raises(WatermarkRefusedError, match="already signed with different data"):
+            await advance(store, 10, A)
+    assert found(server)["attestation_with_dal"]["digest"] == {"B": b"r" * 32}
+
+
 async def test_one_name_that_stands_higher_refuses_the_slot(server: Dynamo) -> None:
     make_table(server)
     put(server, "endorsement", lvl={"N": "20"}, round={"N": "1"})
@@ -234,9 +259,14 @@ async def test_a_transaction_in_the_way_is_waited_for(server: Dynamo, autojump_c
         server.faults.extend(["TransactionConflictException", "TransactionInProgressException"])
         assert await advance(store, 5) is None
         assert server.actions.count("TransactWriteItems") == 3
+        began = trio.current_time()
         server.faults.extend(["TransactionConflictException"] * 1000)
-        with pytest.raises(UnavailableError, match="no answer within 3 s"):
+        with pytest.raises(
+            UnavailableError, match="busy for too long: TransactionConflict.*may have been set"
+        ) as caught:
             await advance(store, 6)
+        assert caught.value.status == 502
+        assert 2.5 < trio.current_time() - began <= 3
         server.faults.clear()
         assert await advance(store, 6, B) is None
 
@@ -480,11 +510,12 @@ async def test_the_observer_hears_of_everything(server: Dynamo, autojump_clock: 
 
     async with opened(server, observer=Observer()) as store:
         await advance(store, 5)
+        assert reference_accepts(server, "attestation", 6, 0)
         with suppress(WatermarkRefusedError):
-            await advance(store, 4)
+            await advance(store, 6)
         server.faults.append("throttled")
         with suppress(UnavailableError):
-            await advance(store, 6)
+            await advance(store, 7)
     assert heard == [
         (TABLE, "create", None, False),
         (TABLE, "write", None, False),
@@ -535,3 +566,135 @@ def test_for_each_slot_one_digest_at_most_is_signed(steps: list[Any]) -> None:
 def test_the_mark_that_wins_carries_a_digest() -> None:
     assert items.standing([]) is None
     assert items.standing([Mark(3, 0), Mark(3, 0, A), Mark(2, 9, B)]) == Mark(3, 0, A)
+
+
+async def test_a_store_that_is_not_open_yet(server: Dynamo, autojump_clock: trio.testing.MockClock) -> None:
+    server.faults.extend(["throttled"] * 5)
+    store = DynamoWatermarks(server, TABLE)
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(store.run)
+        await trio.sleep(0.01)
+        assert store.failure == "watermark table watermark: not open yet: no answer from DescribeTable"
+        for work in (partial(advance, store, 5), partial(store.recall, KEY, 5, 0, A)):
+            with pytest.raises(UnavailableError, match="not open yet: no answer.*nothing is signed"):
+                await work()
+        await trio.sleep(10)
+        assert store.failure == ""
+        assert await advance(store, 5) is None
+        nursery.cancel_scope.cancel()
+
+
+# -- what becomes of the table, and of the memory
+
+
+@pytest.mark.parametrize("key", [KEY, BLOCK])
+async def test_a_table_that_forgets_does_not_make_us_sign_again(server: Dynamo, key: MarkKey) -> None:
+    """Emptied, or restored from a backup: what this process has signed, it knows."""
+    async with opened(server) as store:
+        await advance(store, 4, key=key)
+        backup = server.boto.scan(TableName=TABLE)["Items"]
+        await advance(store, 5, round_=1, key=key)
+        for restored in (backup[:0], backup):
+            for item in server.boto.scan(TableName=TABLE)["Items"]:
+                where = {name: item[name] for name in ("idx", "request")}
+                server.boto.delete_item(TableName=TABLE, Key=where)
+            for item in restored:
+                server.boto.put_item(TableName=TABLE, Item=item)
+            for level, round_, digest in ((5, 1, B), (5, 0, A), (4, 9, A)):
+                with pytest.raises(WatermarkRefusedError):
+                    await advance(store, level, digest, round_=round_, key=key)
+                with pytest.raises(WatermarkRefusedError):
+                    await store.recall(key, level, round_, digest)
+        assert await advance(store, 5, round_=1, key=key) is None, "the same bytes"
+        assert {item["lvl"]["N"] for item in found(server).values()} == {"5"}, "and the table knows them again"
+
+
+async def test_a_refusal_from_memory_says_nothing_of_the_table(server: Dynamo) -> None:
+    async with opened(server) as store:
+        await advance(store, 5)
+        server.faults.append("throttled")
+        with pytest.raises(UnavailableError):
+            await advance(store, 6)
+        server.calls.clear()
+        with pytest.raises(WatermarkRefusedError):
+            await advance(store, 5, B)
+        assert server.calls == []
+        assert "may have been set" in store.failure
+
+
+async def test_slots_in_memory_are_bounded(server: Dynamo, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Those used last stay; one that is at work is never dropped; a dropped one costs its signature nothing."""
+    monkeypatch.setattr(dynamodb, "_MAX_LANES", 3)
+    keys = [MarkKey(f"Net{number}", PKH, Slot.BLOCK) for number in range(5)]
+    async with opened(server) as store:
+        for key in keys:
+            assert await advance(store, 1, key=key) is None
+            store.remember(key, A, f"of {key.chain_id}")
+            await trio.testing.wait_all_tasks_blocked()
+            await advance(store, 1, key=keys[0])
+        assert set(store._lanes) == {keys[0], *keys[3:]}
+        assert [await advance(store, 1, key=key) for key in keys] == [f"of {key.chain_id}" for key in keys]
+        with pytest.raises(WatermarkRefusedError):
+            await advance(store, 1, B, key=keys[1])
+        server.gate = trio.Event()
+        marks = [store.advance(key, 2, 0, A, on_settled=lambda _: None) for key in keys]
+        await trio.testing.wait_all_tasks_blocked()
+        assert len(store._lanes) == 5
+        server.gate.set()
+        for mark in marks:
+            assert await mark.wait() is None
+
+
+@pytest.mark.parametrize(
+    "other", [Mark(5, 0, B, "sig"), Mark(5, 1, A, "sig"), Mark(6, 0, A, "sig"), Mark(4, 0, A, "sig")]
+)
+async def test_a_signature_is_stored_beside_its_own_mark_only(server: Dynamo, other: Mark) -> None:
+    """Also after a reset, when another signer may have signed other bytes at that place: its mark must stay."""
+    async with opened(server) as store:
+        await advance(store, 5)
+    (put_,) = items.remember(TABLE, KEY, other)
+    with pytest.raises(server.boto.exceptions.ConditionalCheckFailedException):
+        server.boto.put_item(**put_)
+    assert found(server)["attestation"] == {"lvl": {"N": "5"}, "round": {"N": "0"}, "digest": {"B": A}}
+
+
+def test_every_mark_of_a_slot_has_its_say() -> None:
+    """Not the highest alone: two of one place may be of different bytes, and one of them have the signature."""
+    signed = Mark(5, 0, A, "sig")
+    for marks in ([Mark(5, 0, A), signed], [signed, Mark(5, 0, A)], [Mark(4, 9, B), Mark(5, 0, A), signed]):
+        assert items.judge(KEY, marks, 5, 0, A) == Replay("sig")
+    for marks in ([Mark(5, 0, A), Mark(5, 0, B)], [Mark(5, 0, A), Mark(5, 0)], [signed, Mark(5, 0, B, "other")]):
+        for digest in (A, B):
+            with pytest.raises(WatermarkRefusedError):
+                items.judge(KEY, marks, 5, 0, digest)
+
+
+async def test_a_signature_that_is_not_stored_yet_is_recalled_for_its_own_mark(server: Dynamo) -> None:
+    async with opened(server) as store:
+        await advance(store, 5)
+        server.faults.append("throttled")
+        store.remember(KEY, A, "sig")
+        await trio.testing.wait_all_tasks_blocked()
+        assert await store.recall(KEY, 5, 0, A) == "sig"
+        assert await store.recall(KEY, 6, 0, B) is None
+
+
+def test_busy_beside_a_fault_is_a_fault() -> None:
+    for other, busy in (("None", True), ("ValidationError", False)):
+        reasons = [{"Code": other}, {"Code": "TransactionConflict"}]
+        error = AwsError("x", code="TransactionCanceledException", response={"CancellationReasons": reasons})
+        assert mark_table._is_busy(error) is busy
+
+
+async def test_keys_of_another_type_and_replicas(server: Dynamo, capsys: pytest.CaptureFixture[str]) -> None:
+    described = {
+        "KeySchema": [{"AttributeName": "idx", "KeyType": "HASH"}, {"AttributeName": "request", "KeyType": "RANGE"}],
+        "AttributeDefinitions": [{"AttributeName": name, "AttributeType": "S"} for name in ("idx", "request")],
+        "Replicas": [{"RegionName": "eu-central-1"}],
+    }
+    table = aws_table.Table(server, TABLE, "idx", "request")
+    table._check(described)
+    assert "this is a global table" in capsys.readouterr().out
+    described["AttributeDefinitions"][1]["AttributeType"] = "N"
+    with pytest.raises(aws_table.TableError, match="request .N."):
+        table._check(described)

@@ -11,7 +11,7 @@ import trio
 
 from signer.config.models import WatermarkTable
 from signer.tezos.keys import Curve, PublicKeyHash
-from signer.watermark import table_admin
+from signer.watermark import items, table_admin
 from signer.watermark.admin import MarkRefusedError
 from signer.watermark.database import FILE_NAME, Database
 from signer.watermark.dynamodb import DynamoWatermarks
@@ -101,6 +101,21 @@ async def test_import_and_export(table: MarkTable, tmp_path: Path) -> None:
         await table_admin.export_signatory(table, tmp_path / "none")
 
 
+@pytest.mark.parametrize("way", ["set", "import"])
+async def test_marks_come_before_the_first_signer(server: Dynamo, tmp_path: Path, way: str) -> None:
+    """Whoever comes from another signer must be able to raise marks while nothing signs yet."""
+    table = MarkTable(server, "watermark")
+    for look in (table_admin.list_marks(table), table_admin.reset_mark(table, PKH, CHAIN, None, **SURE)):
+        with pytest.raises(WatermarkStoreError, match="If it was never made: signer watermark set or import"):
+            await look
+    if way == "set":
+        await table_admin.set_mark(table, BLOCK, 30, 0)
+    else:
+        (tmp_path / f"{CHAIN}.json").write_text(json.dumps({str(PKH): {"block": {"level": 30}}}))
+        assert await table_admin.import_marks(table, tmp_path / f"{CHAIN}.json") == (1, 1)
+    assert await table_admin.list_marks(table) == [(BLOCK, Mark(30, 0))]
+
+
 async def test_marks_of_the_file_are_taken_over_at_the_start(
     server: Dynamo, table: MarkTable, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -132,9 +147,14 @@ async def test_what_keeps_an_operator(
     server: Dynamo, table: MarkTable, tmp_path: Path, autojump_clock: trio.testing.MockClock
 ) -> None:
     server.gate = trio.Event()
-    with pytest.raises(WatermarkUnavailableError, match="no answer within 15 s"):
+    with pytest.raises(WatermarkUnavailableError, match="no answer within 60 s"):
         await table_admin.set_mark(table, KEY, 1, 0)
+    with pytest.raises(WatermarkUnavailableError, match="no answer within 15 s"):
+        await table_admin.reset_mark(table, PKH, CHAIN, None, **SURE)
     server.gate = None
+    server.faults.extend(("throttled",))
+    with pytest.raises(WatermarkUnavailableError, match="no answer from Scan; it was only read"):
+        await table_admin.list_marks(table)
     server.denied = {"Scan", "TransactWriteItems"}
     with pytest.raises(WatermarkStoreError, match="AccessDenied.*Scan"):
         await table_admin.list_marks(table)
@@ -155,3 +175,80 @@ async def test_what_keeps_an_operator(
 def test_the_table_has_the_name_of_the_reference() -> None:
     assert table_admin.name_of(WatermarkTable()) == "watermark"
     assert table_admin.name_of(WatermarkTable(table="t")) == "t"
+
+
+@pytest.mark.parametrize("key", [KEY, BLOCK])
+async def test_a_reset_that_is_executed_late_forgets_nothing_new(
+    server: Dynamo, table: MarkTable, autojump_clock: trio.testing.MockClock, key: MarkKey
+) -> None:
+    """A reply is lost, or the request is held up: what a signer has set meanwhile is no mark that was reset."""
+    await table_admin.set_mark(table, key, 7, 0)
+    seen = await table.look(key, deadline=trio.current_time() + 5)
+    for digest in (A, b"b" * 32):
+        assert await table.forget(seen, deadline=trio.current_time() + 5)
+        assert await table.forget(seen, deadline=trio.current_time() + 5), "it was done: a repeat finds so"
+        async with trio.open_nursery() as nursery:
+            signer = DynamoWatermarks(server, "watermark")
+            await nursery.start(signer.run)
+            await signer.advance(key, 7, 0, digest, on_settled=lambda _: None).wait()
+            nursery.cancel_scope.cancel()
+        assert not await table.forget(seen, deadline=trio.current_time() + 5)
+        assert await table_admin.list_marks(table) == [(key, Mark(7, 0, digest))]
+        seen = await table.look(key, deadline=trio.current_time() + 5)
+
+
+async def test_a_mark_that_moves_is_not_reset(
+    server: Dynamo, table: MarkTable, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    await table_admin.set_mark(table, KEY, 7, 0)
+    look = table.look
+
+    async def outrun(key: MarkKey, *, deadline: float) -> list[items.Item]:
+        seen = await look(key, deadline=deadline)
+        await table_admin.set_mark(table, key, 8, 0)
+        return seen
+
+    monkeypatch.setattr(table, "look", outrun)
+    with pytest.raises(MarkRefusedError, match="attestation mark .* has changed just now, and stays"):
+        await table_admin.reset_mark(table, PKH, CHAIN, Slot.ATTESTATION, **SURE)
+    assert await table_admin.list_marks(table) == [(KEY, Mark(8, 0))]
+
+
+async def test_the_items_of_the_reference_are_reset(server: Dynamo, table: MarkTable) -> None:
+    for name, content in (("attestation", {}), ("endorsement", {"round": {"N": "2"}, "digest": {"S": "vh"}})):
+        item = {"idx": {"S": f"{CHAIN}/{PKH}"}, "request": {"S": name}, "lvl": {"N": "4"}} | content
+        server.boto.put_item(TableName="watermark", Item=item)
+    assert await table_admin.reset_mark(table, PKH, CHAIN, Slot.ATTESTATION, **SURE) == [(KEY, Mark(4, 2))]
+    assert server.boto.scan(TableName="watermark")["Items"] == []
+
+
+async def test_what_stands_untold_was_not_raised(server: Dynamo, table: MarkTable) -> None:
+    """A refusal without the item, as an older server or a proxy in between gives it, is no success."""
+    server.faults.extend(["", "", "ConditionalCheckFailedException"])
+    with pytest.raises(WatermarkStoreError, match="doesn't say what stands"):
+        await table_admin.set_mark(table, BLOCK, 10, 0)
+
+
+async def test_a_busy_table_is_waited_for_when_marks_are_taken_over(
+    server: Dynamo, tmp_path: Path, autojump_clock: trio.testing.MockClock
+) -> None:
+    """A table with few write units, and a process that ends for it and starts again, would never get through."""
+    database = Database(tmp_path / FILE_NAME)
+    with database.transaction():
+        for number in range(6):
+            database.put(MarkKey(CHAIN, PublicKeyHash(Curve.P256, bytes([number]) * 20), Slot.BLOCK), Mark(50, 0))
+    database.close()
+
+    async def prepare(table: MarkTable, made: bool) -> None:
+        await table_admin.take_over_files(tmp_path, table, made)
+
+    store = DynamoWatermarks(server, "watermark", prepare=prepare)
+    async with trio.open_nursery() as nursery:
+        server.faults.extend(["", "", "", "", *["throttled"] * 50])  # it is made and probed, then busy
+        nursery.start_soon(store.run)
+        while "not open yet: taking marks over: watermark table watermark: no answer" not in store.failure:
+            await trio.sleep(0.01)
+        while store.failure:
+            await trio.sleep(1)
+        assert len(await table_admin.list_marks(MarkTable(server, "watermark"))) == 6
+        nursery.cancel_scope.cancel()

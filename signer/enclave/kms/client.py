@@ -1,0 +1,315 @@
+"""The calls of KMS that sealing needs: signed, attested where KMS takes a document, repeated where that can help.
+
+Sections 3.3 to 3.8 of the enclave specification. Beyond the reference: KMS is always told which key a blob must be of
+(otherwise the blob chooses the key), the key that it names in its answer is compared, and a plaintext in clear beside a
+document is refused, never used.
+"""
+
+import base64
+import binascii
+import json
+import random
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Any, Protocol
+
+import trio
+
+from signer.enclave.kms.errors import Call, Fault, Repeat, cause_of, is_expired, known_name, parse_fault, repeat_of
+from signer.enclave.kms.retries import MAX_ATTEMPTS, Breaker, pause
+from signer.enclave.kms.sigv4 import Credentials, signed_headers
+from signer.enclave.kms.transport import Answer, Transport, TransportError, TrustError
+from signer.enclave.log import count
+from signer.enclave.nsm.interface import NsmError
+from signer.enclave.recipient import Addressee, Recipient
+from signer.enclave.sealing.envelope import EnvelopeError
+
+CALL_TIMEOUT = 9.0  # seconds for all attempts of a call: the host gives up at 10, and could not be told why
+_RECIPIENT_ALGORITHM = "RSAES_OAEP_SHA_256"  # the only one that KMS knows
+
+
+class KmsError(Exception):
+    """A call failed; *chain* is what the host is told, outermost message first. *fault* is KMS's refusal, if it is one.
+
+    The call may have been executed; each may be repeated.
+    """
+
+    def __init__(self, *chain: str, fault: Fault | None = None) -> None:
+        super().__init__(": ".join(chain))
+        self.chain = chain
+        self.fault = fault
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Access:
+    """What a session asks KMS with."""
+
+    credentials: Credentials
+    region: str
+    key_id: str  # id, ARN or alias
+
+
+class Clock(Protocol):
+    """The time for signatures; `signer.enclave.clock` keeps it."""
+
+    offset: float  # seconds added to the system's clock
+
+    def now(self) -> datetime:
+        """The time, aware."""
+
+    def correct(self, offset: float) -> None:
+        """The system's clock is *offset* seconds behind."""
+
+
+@dataclass(frozen=True, slots=True)
+class DataKey:
+    """A data key and how KMS will know it again; the caller wipes *plain*."""
+
+    plain: bytearray
+    wrapped: bytes
+
+
+class KmsClient:
+    """KMS for one session. *access* may be replaced at any time: attempts that begin later use it.
+
+    *transport* gives the connections to a region, *breaker* is shared by all that use them.
+    """
+
+    def __init__(
+        self,
+        access: Access,
+        *,
+        transport: Callable[[str], Transport],
+        recipient: Recipient,
+        clock: Clock,
+        breaker: Breaker,
+        chance: Callable[[], float] = random.random,
+        call_timeout: float = CALL_TIMEOUT,
+    ) -> None:
+        self.access = access
+        self._transport = transport
+        self._recipient = recipient
+        self._clock = clock
+        self._breaker = breaker
+        self._chance = chance
+        self._call_timeout = call_timeout
+        self._arns: dict[str, str] = {}  # of key ids that don't name one, as KMS answered first
+
+    async def encrypt(self, plaintext: bytes) -> bytes:
+        """A legacy blob of *plaintext*: without a context, as the reference makes it. KMS sees the plaintext."""
+        answer, _ = await self._call("Encrypt", {"Plaintext": _text(plaintext)})
+        return _bytes(answer, "Encrypt", "CiphertextBlob")
+
+    async def decrypt(self, blob: bytes, *, context: Mapping[str, str] | None = None) -> bytearray:
+        """The plaintext of *blob*, for the caller to wipe."""
+        parameters: dict[str, object] = {"CiphertextBlob": _text(blob)}
+        if context is not None:
+            parameters["EncryptionContext"] = dict(context)
+        return await self._attested("Decrypt", parameters)
+
+    async def generate_data_key(self, context: Mapping[str, str]) -> DataKey:
+        """A new data key of 32 bytes under *context*."""
+        parameters = {"KeySpec": "AES_256", "EncryptionContext": dict(context)}
+        answer, addressee = await self._call("GenerateDataKey", parameters, attested=True)
+        wrapped = _bytes(answer, "GenerateDataKey", "CiphertextBlob")
+        return DataKey(_open(answer, "GenerateDataKey", addressee), wrapped)
+
+    async def _attested(self, operation: str, parameters: Mapping[str, object]) -> bytearray:
+        answer, addressee = await self._call(operation, parameters, attested=True)
+        return _open(answer, operation, addressee)
+
+    async def _call(
+        self, operation: str, parameters: Mapping[str, object], *, attested: bool = False
+    ) -> tuple[dict[str, Any], Addressee | None]:
+        """KMS's answer, and who it is for. Raises `KmsError`."""
+        attempts = _Attempts(self._breaker, self._chance, trio.current_time() + self._call_timeout)
+        with trio.move_on_after(self._call_timeout):
+            return await self._repeatedly(operation, parameters, attempts, attested=attested)
+        self._breaker.failed(trio.current_time())
+        last = f"; before that: {attempts.last}" if attempts.last else ""
+        raise KmsError("SDK error", f"AWS KMS gave no answer to {operation} within {self._call_timeout:g} s{last}")
+
+    async def _repeatedly(
+        self, operation: str, parameters: Mapping[str, object], attempts: "_Attempts", *, attested: bool
+    ) -> tuple[dict[str, Any], Addressee | None]:
+        while True:
+            access = self.access
+            addressee = await self._addressee() if attested else None
+            now = self._clock.now()
+            try:
+                answer = await self._attempt(access, operation, parameters, addressee, now)
+            except TransportError as exc:
+                count("kms_failures", type(exc).__name__)
+                wait = attempts.behind_silence(exc)
+                if wait is None:
+                    raise KmsError("SDK error", str(exc)) from exc
+                await trio.sleep(wait)
+                continue
+            if answer.status == 200:
+                return self._checked(answer, operation, access), addressee
+            fault = parse_fault(answer.status, answer.headers, answer.body)
+            count("kms_failures", known_name(fault))
+            wait = self._wait_behind(fault, attempts, access, attested=attested, now=now)
+            if wait is None:
+                raise await self._refused(fault, operation, access, attested=attested)
+            await trio.sleep(wait)
+
+    async def _addressee(self) -> Addressee:
+        try:
+            return await self._recipient.addressee()
+        except NsmError as exc:
+            raise KmsError("attestation error", str(exc)) from exc
+
+    async def _attempt(
+        self,
+        access: Access,
+        operation: str,
+        parameters: Mapping[str, object],
+        addressee: Addressee | None,
+        now: datetime,
+    ) -> Answer:
+        members: dict[str, object] = {"KeyId": access.key_id, **parameters}
+        if addressee is not None:
+            document = _text(addressee.document)
+            members["Recipient"] = {"KeyEncryptionAlgorithm": _RECIPIENT_ALGORITHM, "AttestationDocument": document}
+        body = json.dumps(members, separators=(",", ":")).encode()
+        if not self._breaker.admit(trio.current_time()):
+            raise KmsError(
+                "SDK error",
+                f"AWS KMS did not answer {self._breaker.failures} times in a row: waiting for the next probe",
+            )
+        count("kms_calls", operation)
+        transport = self._transport(access.region)
+        headers = signed_headers(
+            access.credentials,
+            host=transport.host,
+            region=access.region,
+            target=f"TrentService.{operation}",
+            body=body,
+            now=now,
+        )
+        try:
+            answer = await transport.post(headers, body)
+        except TransportError:
+            self._breaker.failed(trio.current_time())
+            raise
+        self._breaker.worked()
+        return answer
+
+    def _wait_behind(
+        self, fault: Fault, attempts: "_Attempts", access: Access, *, attested: bool, now: datetime
+    ) -> float | None:
+        """Seconds until the next attempt, None where there is none; sets the clock if that was wrong."""
+        if is_expired(fault) and self.access is not access:
+            return attempts.behind(fault, Repeat.LATER)  # new credentials came while the call ran
+        repeat = repeat_of(fault, attested=attested, now=now)
+        wait = attempts.behind(fault, repeat)
+        if wait is not None and repeat is Repeat.NEW_TIME and fault.date is not None:
+            self._clock.correct(self._clock.offset + (fault.date - self._clock.now()).total_seconds())
+        return wait
+
+    async def _refused(self, fault: Fault, operation: str, access: Access, *, attested: bool) -> KmsError:
+        pcr0 = await self._recipient.pcr0() if attested else None
+        cause = cause_of(fault, Call(operation, access.key_id, attested, access.region, pcr0))
+        return KmsError("SDK error", str(fault), *([cause] if cause else []), fault=fault)
+
+    def _checked(self, answer: Answer, operation: str, access: Access) -> dict[str, Any]:
+        """The members of an answer for the key that was asked for."""
+        try:
+            members = json.loads(answer.body)
+        except (ValueError, RecursionError):
+            members = None
+        if not isinstance(members, dict):
+            raise KmsError("SDK error", f"AWS KMS answered {operation} with something that is no JSON object")
+        arn = members.get("KeyId")
+        if not isinstance(arn, str) or not arn:
+            raise KmsError("zero output", f"AWS KMS answered {operation} without KeyId")
+        if not self._is_expected(arn, access.key_id):
+            raise KmsError(
+                "SDK error",
+                f"AWS KMS answered {operation} for another key: {arn[:200]!r} instead of "
+                f"{self._arns.get(access.key_id, access.key_id)}",
+            )
+        return members
+
+    def _is_expected(self, arn: str, key_id: str) -> bool:
+        if key_id.startswith("arn:") and ":key/" in key_id:
+            return arn == key_id
+        if "alias/" not in key_id:
+            return arn.endswith(f":key/{key_id}")
+        return self._arns.setdefault(key_id, arn) == arn
+
+
+class _Attempts:
+    """Counts what one call has spent."""
+
+    def __init__(self, breaker: Breaker, chance: Callable[[], float], deadline: float) -> None:
+        self.last = ""  # why the latest attempt has to be repeated
+        self._breaker = breaker
+        self._chance = chance
+        self._deadline = deadline
+        self._made = 0
+        self._once: set[Repeat | type[TrustError]] = set()  # repeats that are allowed once, and are spent
+
+    def behind_silence(self, exc: TransportError) -> float | None:
+        """Seconds to wait behind an attempt without an answer, None to give up."""
+        self.last = str(exc)
+        if not self._breaker.may_retry(trio.current_time()):
+            return None
+        if isinstance(exc, TrustError) and not self._first(TrustError):
+            return None
+        return self._next(None)
+
+    def behind(self, fault: Fault, repeat: Repeat) -> float | None:
+        """Seconds to wait behind a refusal, None to give up."""
+        self.last = str(fault)
+        if repeat is Repeat.NEVER:
+            return None
+        if repeat is not Repeat.LATER and not self._first(repeat):
+            return None
+        return self._next(fault.retry_after)
+
+    def _first(self, repeat: Repeat | type[TrustError]) -> bool:
+        if repeat in self._once:
+            return False
+        self._once.add(repeat)
+        return True
+
+    def _next(self, retry_after: float | None) -> float | None:
+        self._made += 1
+        wait = pause(self._made, self._chance(), at_least=retry_after)
+        if self._made >= MAX_ATTEMPTS or trio.current_time() + wait >= self._deadline:
+            return None
+        return wait
+
+
+def _text(data: bytes) -> str:
+    return base64.b64encode(data).decode("ascii")
+
+
+def _bytes(answer: Mapping[str, Any], operation: str, name: str) -> bytes:
+    """A member that holds bytes; without it the answer is none."""
+    value = answer.get(name)
+    if not isinstance(value, str) or not value:
+        raise KmsError("zero output", f"AWS KMS answered {operation} without {name}")
+    try:
+        return base64.b64decode(value, validate=True)
+    except (binascii.Error, ValueError):
+        raise KmsError("SDK error", f"AWS KMS answered {operation} with a {name} that is not Base64") from None
+
+
+def _open(answer: Mapping[str, Any], operation: str, addressee: Addressee | None) -> bytearray:
+    """What KMS put into the envelope of an attested call."""
+    assert addressee is not None
+    if answer.get("Plaintext") not in (None, ""):
+        raise KmsError(
+            "SDK error",
+            f"AWS KMS answered {operation} in clear although it was sent an attestation document: refused; "
+            "is an emulator in the place of AWS KMS?",
+        )
+    envelope = _bytes(answer, operation, "CiphertextForRecipient")
+    try:
+        return addressee.open(envelope)
+    except EnvelopeError as exc:
+        raise KmsError("envelope error", str(exc)) from exc

@@ -1,0 +1,1 @@
+"""Stand-ins for what surrounds an attested enclave: documents, the security module, KMS."""

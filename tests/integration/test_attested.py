@@ -1,0 +1,353 @@
+"""An attested enclave and its host as processes: KMS, security module and root are those of the tests."""
+
+from __future__ import annotations
+
+import base64
+import json
+import subprocess
+import sys
+from collections.abc import Iterator
+from datetime import UTC, datetime
+from pathlib import Path
+
+import pytest
+
+from signer import crypto
+from signer.attestation.document import ROOT_SHA256, Expected
+from signer.crypto.formats import to_base58
+from signer.crypto.interface import SecretKey
+from signer.tezos.keys import Curve, PublicKeyHash, Signature
+from signer.vaults.nitro import sealed_import as lines
+from tests.attested.documents import PCRS
+from tests.attested.enclave import registers_of
+from tests.attested.world import PCR0, ROOT, World, attested_world
+from tests.integration.conftest import ENVIRONMENT, attestation, wait_for
+
+OTHER = registers_of("other")[0].hex()
+SECRET = crypto.load_secret_key(Curve.BLS12_381, bytes(16) + bytes(range(16)))
+NONCE = bytes(range(32))
+
+
+@pytest.fixture
+def world(tmp_path_factory: pytest.TempPathFactory) -> Iterator[World]:
+    with attested_world(tmp_path_factory.mktemp("s")) as ready:
+        yield ready
+
+
+def test_generate_restart_and_sign_with_all_four_curves(world: World) -> None:
+    """The keys open again in another life of the same image, and for nobody else."""
+    enclave = world.start_enclave()
+    addresses = [address for kind in ("tz1", "tz2", "tz3", "tz4") for address in world.setup.generate(kind)]
+    assert all(b"VFpTQg" in entry for entry in world.key_file().split(b"encrypted_private_key")[1:]), "TZSB"
+    world.setup.stop(enclave)
+    enclave = world.start_enclave()
+    world.setup.start_signer()
+    for address in addresses:
+        curve = PublicKeyHash.from_base58(address).curve
+        status, answer = world.setup.api.sign(address, attestation(curve, 1))
+        assert (status, address) == (200, address), answer
+    world.setup.stop(enclave)
+
+    other = world.start_enclave("--image", "other")  # changed by one byte
+    wait_for(lambda: "is not admitted" in world.setup.log.read_text(), "the refusal")
+    assert f"PCR0 is {OTHER}" in world.setup.log.read_text()
+    assert world.setup.api.sign(addresses[0], attestation(Curve.ED25519, 2))[0] == 502
+    world.setup.stop(other)
+
+    debug = world.start_enclave("--debug")
+    wait_for(lambda: "debug mode" in world.setup.log.read_text(), "the refusal of debug mode")
+    world.setup.stop(debug)
+    world.start_enclave()
+    wait_for(
+        lambda: world.setup.api.sign(addresses[0], attestation(Curve.ED25519, 3))[0] == 200,
+        "a signature by the right image",
+    )
+
+
+def test_kms_refuses_what_the_host_lets_pass(world: World) -> None:
+    """With attestation off, the policy of the key is the wall that it has to be."""
+    enclave = world.start_enclave()
+    world.setup.generate("tz1")
+    world.setup.stop(enclave)
+    for key in ("pcrs", "attestation_root"):
+        del world.setup.nitro[key]
+    world.setup.nitro["attestation"] = "off"
+    world.setup.write_config()
+    world.start_enclave("--image", "other")
+    done = world.setup.run("list")
+    assert b"AccessDeniedException" in done.stderr
+    assert OTHER.encode() in done.stderr, "the image's own register helps to mend the policy"
+
+
+def test_what_the_enclave_says_is_in_the_hosts_log_and_metrics(world: World) -> None:
+    """Counters and classes of errors, never what a call or a refusal of KMS carried."""
+    world.start_enclave()
+    (address,) = world.setup.generate("tz1")
+    world.tell_kms(always="AccessDeniedException")
+    assert world.setup.run("generate", "-v", "nitro").returncode == 1
+    assert seal_for(world, b"unencrypted:" + secret_text(SECRET)).returncode == 1
+    world.tell_kms(always=None)
+    world.setup.start_signer()
+    assert world.setup.api.sign(address, attestation(Curve.ED25519, 1))[0] == 200
+    wait_for(lambda: "enclave: session 1: opened" in world.setup.log.read_text(), "the enclave's log")
+
+    def counted(*labels: str) -> bool:
+        text = world.setup.utility.request("GET", "/metrics")[1].decode()
+        return all(f"enclave_counter{{{label}}}" in text for label in labels)
+
+    wait_for(
+        lambda: counted(
+            'counter="kms_failures",name="AccessDeniedException",vault="nitro"',
+            'counter="calls",name="GenerateAndImport",vault="nitro"',
+            'counter="errors",name="encryption error",vault="nitro"',
+            'counter="sessions_total",name="",vault="nitro"',
+        ),
+        "the enclave's counters",
+    )
+    told = world.log_stream()
+    for secret in (b"wJalrXUtnFEMI", b"AKIDEXAMPLE", address.encode(), *forms(SECRET)):
+        assert secret not in told
+
+
+def test_legacy_keys_are_sealed_anew_while_the_signer_serves(world: World) -> None:
+    world.start_enclave()
+    world.setup.nitro["seal"] = "legacy"
+    first, second = world.setup.generate("tz1")[0], world.setup.generate("tz4")[0]
+    legacy = world.key_file()
+    assert blobs_of(legacy)[first][:4] == b"\1\2\2\0"
+    world.setup.start_signer()
+    assert world.setup.api.sign(first, attestation(Curve.ED25519, 1))[0] == 200
+    world.tell_kms(calls=True)
+    done = world.setup.run("reseal", "-v", "nitro", first, "--yes")
+    assert (done.returncode, done.stdout.decode()) == (0, f"{first}: sealed anew\n"), done.stderr
+    done = world.setup.run("reseal", "-v", "nitro", "--all", "--yes")
+    assert done.stdout.decode() == f"{first}: of version 1 already\n{second}: sealed anew\n", done.stderr
+    assert {blob[:5] for blob in blobs_of(world.key_file()).values()} == {b"TZSB\1"}
+    assert all(
+        call["context"] for call in world.tell_kms(calls=True)["calls"] if call["operation"] == "GenerateDataKey"
+    )
+    assert world.setup.api.sign(first, attestation(Curve.ED25519, 2))[0] == 200
+    assert world.setup.run("reseal", "-v", "nitro", "--all").returncode == 1, "nobody said yes"
+
+
+def test_what_cannot_be_sealed_anew_stays_as_it_is(world: World) -> None:
+    world.start_enclave()
+    world.setup.nitro["seal"] = "legacy"
+    (address,) = world.setup.generate("tz1")
+    before = world.key_file()
+    world.tell_kms(key=world.key, denied=["GenerateDataKey"])
+    done = world.setup.run("reseal", "-v", "nitro", address, "--yes")
+    assert done.returncode == 1
+    assert b"AccessDeniedException" in done.stderr
+    done = world.setup.run("reseal", "-v", "nitro", str(SECRET.public_key.hash), "--yes")
+    assert b"is not in the vault" in done.stderr
+    assert world.key_file() == before
+
+
+def blobs_of(key_file: bytes) -> dict[str, bytes]:
+    return {
+        entry["public_key_hash"]: base64.b64decode(entry["encrypted_private_key"]) for entry in json.loads(key_file)
+    }
+
+
+@pytest.mark.parametrize("seal", ["v1", "legacy"])
+def test_a_swapped_blob_never_signs(world: World, seal: str) -> None:
+    """Each opens as the key that it is; the store on the host has another address for it."""
+    world.start_enclave()
+    world.setup.nitro["seal"] = seal
+    first, second, third = world.setup.generate("tz1", 3)
+    entries = json.loads(world.key_file())
+    for one, other in ((0, 1), (1, 0)):
+        entries[one]["public_key_hash"] = (first, second)[other]
+    (world.setup.base_dir / "enclave_keys.json").write_text(json.dumps(entries))
+    world.setup.start_signer()
+    assert world.setup.api.sign(third, attestation(Curve.ED25519, 1))[0] == 200
+    for address in (first, second):
+        status, answer = world.setup.api.sign(address, attestation(Curve.ED25519, 1))
+        assert status == 502, answer
+        assert f"the blob holds the key of {second if address == first else first}" in str(answer)
+
+
+# -- signer attest
+
+
+def attest(world: World, *arguments: str) -> tuple[int, str, str]:
+    done = world.setup.run("attest", *arguments)
+    return done.returncode, done.stdout.decode(), done.stderr.decode()
+
+
+def test_what_runs_is_shown(world: World) -> None:
+    world.start_enclave()
+    status, out, _ = attest(world)
+    assert status == 0, out
+    assert f"PCR0     the whole image\n          {PCR0}\n          as in the configuration\n" in out
+    assert "Debug:    no" in out
+    assert out.endswith("\nas expected\n")
+    status, out, _ = attest(world, "--json")
+    facts = json.loads(out)
+    assert (status, facts["pcrs"]["PCR0"], facts["debug"], facts["differs"]) == (0, PCR0, False, [])
+    assert 0 <= facts["age_seconds"] < 30
+
+
+def test_another_image_differs(world: World) -> None:
+    world.start_enclave("--image", "other")
+    status, out, _ = attest(world)
+    assert status == 1
+    assert "NOT as in the configuration" in out
+    assert f"DIFFERS: PCR0 is not that of the configuration: {PCR0}" in out
+
+
+def test_debug_mode_differs(world: World) -> None:
+    world.start_enclave("--debug")
+    status, out, _ = attest(world)
+    assert status == 1
+    assert "Debug:    YES" in out
+    assert "DIFFERS: it runs in debug mode" in out
+
+
+def test_what_proves_nothing(world: World) -> None:
+    assert attest(world)[0] == 2
+    world.setup.start_enclave()
+    status, out, err = attest(world)
+    assert (status, out) == (2, "")
+    assert "no security module" in err
+    world.setup.stop_all()
+    world.start_enclave()
+    world.setup.nitro["attestation_root"] = ROOT_SHA256.hex()
+    world.setup.write_config()
+    status, _, err = attest(world)
+    assert status == 2
+    assert "another root than AWS" in err
+
+
+# -- sealed import
+
+
+def seal_for(world: World, secret: bytes, *arguments: str, pcr0: str = PCR0) -> subprocess.CompletedProcess[bytes]:
+    key = world.setup.directory / "secret"
+    key.write_bytes(secret)
+    host = world.setup.command("import", "--sealed", "-v", "nitro")
+    command = [sys.executable, "-m", "signer", "seal-for", "--from", str(key), "--root", ROOT, "--pcr0", pcr0]
+    return subprocess.run(
+        [*command, *arguments, "--", *host], capture_output=True, env=ENVIRONMENT, timeout=60, check=False
+    )
+
+
+def secret_text(secret: SecretKey) -> bytes:
+    return to_base58(secret).encode()
+
+
+def test_a_key_crosses_the_host_sealed(world: World) -> None:
+    world.start_enclave()
+    done = seal_for(world, secret_text(SECRET))
+    assert done.returncode == 0, done.stderr
+    address = str(SECRET.public_key.hash)
+    assert f"stored: {address}".encode() in done.stderr
+    assert PCR0.encode() in done.stderr
+    assert address.encode() in world.key_file()
+    world.setup.policies[address] = {"allow": {"attestation": None}, "allow_proof_of_possession": True}
+    world.setup.write_config()
+    world.setup.start_signer()
+    message = attestation(Curve.BLS12_381, 1)
+    status, answer = world.setup.api.sign(address, message)
+    assert status == 200, answer
+    assert crypto.verify(SECRET.public_key, message, Signature.from_base58(answer["signature"]), version=2)
+
+
+@pytest.mark.parametrize(
+    ("enclave", "pcr0", "text"),
+    [(("--image", "other"), PCR0, "PCR0 is"), (("--debug",), PCR0, "debug"), ((), OTHER, "PCR0 is")],
+)
+def test_nothing_is_sealed_for_another_program(world: World, enclave: tuple[str, ...], pcr0: str, text: str) -> None:
+    world.setup.nitro |= {"attestation": "off"}
+    for key in ("pcrs", "attestation_root"):
+        del world.setup.nitro[key]
+    world.setup.write_config()
+    world.start_enclave(*enclave)
+    done = seal_for(world, secret_text(SECRET), pcr0=pcr0)
+    assert done.returncode == 1
+    assert text.encode() in done.stderr
+    assert b"Traceback" not in done.stderr
+    assert not (world.setup.base_dir / "enclave_keys.json").exists()
+
+
+def test_a_host_that_lies_is_found_out(world: World, tmp_path: Path) -> None:
+    """A host that stores another key than ours says so only if it wants to: the answer is compared."""
+    other = crypto.load_secret_key(Curve.BLS12_381, bytes(31) + b"\x07")
+    script = tmp_path / "host.py"
+    script.write_text(f"""
+import subprocess, sys
+command = {world.setup.command("import", "--sealed", "-v", "nitro")!r}
+real = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+for number in range(2):
+    real.stdin.write(sys.stdin.buffer.readline()); real.stdin.flush()
+    line = real.stdout.readline()
+    if number == 1:
+        line = {lines.Imported(other.public_key).line()!r}
+    sys.stdout.buffer.write(line); sys.stdout.buffer.flush()
+real.stdin.close(); real.wait()
+""")
+    world.start_enclave()
+    key = tmp_path / "secret"
+    key.write_bytes(secret_text(SECRET))
+    command = [sys.executable, "-m", "signer", "seal-for", "--from", str(key), "--root", ROOT, "--pcr0", PCR0, "--"]
+    done = subprocess.run(
+        [*command, sys.executable, str(script)], capture_output=True, env=ENVIRONMENT, timeout=60, check=False
+    )
+    assert done.returncode == 1
+    assert b"don't trust it" in done.stderr
+
+
+def test_no_key_in_clear_is_left_on_the_host(world: World) -> None:
+    """Memory, log and disk of the host, after a sealed import and a generation."""
+    world.start_enclave()
+    with (world.setup.directory / "import.log").open("wb") as log:
+        host = subprocess.Popen(
+            world.setup.command("import", "--sealed", "-v", "nitro", "--log", "trace"),
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=log,
+            env=ENVIRONMENT,
+        )
+    assert host.stdin is not None
+    assert host.stdout is not None
+    with host:
+
+        def ask(line: bytes) -> bytes:
+            host.stdin.write(line)  # type: ignore[union-attr]
+            host.stdin.flush()  # type: ignore[union-attr]
+            return host.stdout.readline()  # type: ignore[union-attr]
+
+        answer = lines.read_answer(ask(lines.Question(NONCE).line()))
+        expected = Expected(nonce=NONCE, pcrs={0: [PCRS[0]]}, root_sha256=bytes.fromhex(ROOT), needs_public_key=True)
+        order, _ = lines.seal_for(answer.document, SECRET, expected, now=datetime.now(UTC))
+        imported = lines.read_imported(ask(lines.order_line(order)))
+        assert imported.public_key == SECRET.public_key
+        memory = memory_of(host.pid)
+        assert order.address.encode() in memory, "the search finds what is there"
+        for form in forms(SECRET):
+            assert form not in memory
+    assert host.returncode == 0
+    kept = [path for path in world.setup.directory.rglob("*") if path.is_file()]
+    for path in kept:
+        for form in forms(SECRET):
+            assert form not in path.read_bytes(), path
+
+
+def forms(secret: SecretKey) -> list[bytes]:
+    raw = bytes(secret.secret_bytes())
+    return [raw, raw[::-1], raw.hex().encode(), secret_text(secret)]
+
+
+def memory_of(pid: int) -> bytes:
+    """What the process can write to: where a secret would be."""
+    found = []
+    with Path(f"/proc/{pid}/mem").open("rb", buffering=0) as memory:
+        for line in Path(f"/proc/{pid}/maps").read_text().splitlines():
+            where, rights, *_ = line.split()
+            if "w" not in rights:
+                continue
+            start, end = (int(part, 16) for part in where.split("-"))
+            memory.seek(start)
+            found.append(memory.read(end - start))
+    return b"".join(found)

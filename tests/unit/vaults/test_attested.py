@@ -1,0 +1,172 @@
+"""The link judges before it tells credentials, and keys that were sealed elsewhere get into the vault."""
+
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import pytest
+import trio
+
+from signer import crypto
+from signer.attestation.document import DocumentError, Expected
+from signer.enclave.attestor import Attestor
+from signer.enclave.entropy import kernel_entropy
+from signer.rpc.messages import Attest, Call, ImportSealed, Initialize, decode_call
+from signer.tezos.keys import Curve
+from signer.vaults.interface import VaultError, VaultUnavailableError
+from signer.vaults.nitro import link as link_module
+from signer.vaults.nitro import sealed_import
+from signer.vaults.nitro.judge import Judge, Wanted
+from signer.vaults.nitro.storage import FileStorage
+from tests.attested.documents import PCRS, root
+from tests.attested.nsm import FakeNsm
+from tests.unit.vaults.fake import FakeEnclave, running, sign, signs, until
+
+ROOT = root().sha256
+WANTED = Wanted(pcrs={0: [PCRS[0]]}, root_sha256=ROOT)
+SECRET = crypto.load_secret_key(Curve.BLS12_381, bytes(31) + b"\x05")
+
+
+def attestor(boot: bytes = b"b", **options: Any) -> Attestor:
+    return Attestor(FakeNsm(**options), boot_id=boot * 16, entropy=kernel_entropy)
+
+
+def require(wanted: Wanted = WANTED) -> Judge:
+    return Judge("n", "require", wanted)
+
+
+@pytest.fixture
+def calls(enclave: FakeEnclave, monkeypatch: pytest.MonkeyPatch) -> list[Call]:
+    """What sessions of the enclave are asked."""
+    from signer.enclave.session import Session
+
+    heard: list[Call] = []
+    answer = Session.answer
+
+    async def listening(self: Session, payload: bytes) -> bytes:
+        heard.append(decode_call(payload))
+        return await answer(self, payload)
+
+    monkeypatch.setattr(Session, "answer", listening)
+    return heard
+
+
+async def test_an_attested_enclave_serves(path: Path, enclave: FakeEnclave, calls: list[Call]) -> None:
+    enclave.attestor = attestor()
+    async with running(path, enclave, sessions=2, judge=require()) as vault:
+        await sign(vault, (await vault.generate(Curve.ED25519)).hash)
+    assert [type(call) for call in calls if isinstance(call, Attest | Initialize)].count(Initialize) == 2
+    assert isinstance(calls[0], Attest)
+
+
+@pytest.mark.parametrize(
+    ("nsm", "text"),
+    [
+        ({"pcrs": PCRS | {0: PCRS[1]}}, "PCR0 is"),
+        ({"debug": True}, "debug mode"),
+        (None, "no security module"),
+        ({"drift": -400}, "stale"),
+    ],
+)
+async def test_no_credentials_for_what_does_not_prove_itself(
+    path: Path, enclave: FakeEnclave, calls: list[Call], nsm: dict[str, Any] | None, text: str
+) -> None:
+    enclave.attestor = None if nsm is None else attestor(**nsm)
+    async with running(path, enclave, judge=require(), wait=0.3) as vault:
+        assert text in vault.health().detail
+        assert "told no credentials" in vault.health().detail
+        with pytest.raises(VaultUnavailableError, match="told no credentials"):
+            await vault.generate(Curve.ED25519)
+        assert not any(isinstance(call, Initialize) for call in calls)
+        enclave.attestor = attestor()  # another image is started
+        with trio.fail_after(10):
+            while not vault.ready:
+                await vault.wait_change()
+        await sign(vault, (await vault.generate(Curve.ED25519)).hash)
+
+
+async def test_sessions_of_an_enclave_that_is_gone_end_when_the_next_one_proves_itself(
+    path: Path, enclave: FakeEnclave
+) -> None:
+    """The first connection looks alive for as long as nobody asks over it."""
+    enclave.attestor = attestor(b"1")
+    async with running(path, enclave, sessions=2, judge=require()) as vault:
+        key = (await vault.generate(Curve.ED25519)).hash
+        await until(lambda: enclave.serving == 2)
+        enclave.attestor = attestor(b"2")
+        enclave.kill_one()
+        await until(lambda: enclave.connections >= 4)
+        await until(lambda: vault.serves(key))
+        assert await signs(vault, key)
+
+
+async def test_another_enclave_on_the_same_session_ends_it(
+    path: Path, enclave: FakeEnclave, monkeypatch: pytest.MonkeyPatch, autojump_clock: trio.testing.MockClock
+) -> None:
+    enclave.attestor = first = attestor(b"1")
+    async with running(path, enclave, judge=require()) as vault:
+        assert vault.ready
+        await trio.sleep(link_module.JUDGE_INTERVAL + 1)
+        assert enclave.connections == 1
+        first.boot_id = b"2" * 16  # somebody hands our session on
+        await trio.sleep(link_module.JUDGE_INTERVAL + 1)
+        assert enclave.connections == 2
+
+
+async def test_the_enclave_is_asked_for_the_format(path: Path, enclave: FakeEnclave, calls: list[Call]) -> None:
+    async with running(path, enclave, seal="v1") as vault:
+        await vault.generate(Curve.ED25519)
+    assert [call.seal for call in calls if isinstance(call, Initialize)] == ["v1"]
+
+
+# -- sealed imports
+
+
+def expected(nonce: bytes, **other: Any) -> Expected:
+    return Expected(nonce=nonce, pcrs={0: [PCRS[0]]}, root_sha256=ROOT, needs_public_key=True, **other)
+
+
+async def test_a_sealed_key_signs(path: Path, enclave: FakeEnclave, calls: list[Call]) -> None:
+    enclave.attestor, nonce = attestor(), bytes(range(32))
+    async with running(path, enclave, judge=require()) as vault:
+        document = await vault.attest_import(nonce)
+        order, found = sealed_import.seal_for(document, SECRET, expected(nonce), now=datetime.now(UTC))
+        assert found.pcrs[0] == PCRS[0]
+        assert await vault.import_sealed(order) == SECRET.public_key
+        assert await signs(vault, SECRET.public_key.hash)
+        with pytest.raises(VaultError, match="in the vault already"):
+            await vault.import_sealed(order)
+    assert [stored.public_key_hash for stored in FileStorage(path).load()] == [str(SECRET.public_key.hash)]
+    assert not any(bytes(SECRET.secret_bytes()) in repr(call).encode() for call in calls)
+
+
+async def test_a_used_key_opens_nothing_more(path: Path, enclave: FakeEnclave) -> None:
+    enclave.attestor, nonce = attestor(), bytes(32)
+    async with running(path, enclave) as vault:
+        document = await vault.attest_import(nonce)
+        order, _ = sealed_import.seal_for(document, SECRET, expected(nonce), now=datetime.now(UTC))
+        other = ImportSealed(order.key, order.enc, order.ciphertext, "tz1LggX2HUdvJ1tF4Fvv8fjsrzLeW4Jr9t2Q")
+        with pytest.raises(VaultError, match="import error: decryption failed"):
+            await vault.import_sealed(other)
+        with pytest.raises(VaultError, match="import error: unknown import key"):
+            await vault.import_sealed(order)
+        assert FileStorage(path).load() == []
+
+
+async def test_nothing_is_sealed_for_what_is_not_expected(path: Path, enclave: FakeEnclave) -> None:
+    nonce, now = bytes(32), datetime.now(UTC)
+    enclave.attestor = attestor(pcrs=PCRS | {0: PCRS[1]})
+    async with running(path, enclave) as vault:
+        with pytest.raises(DocumentError, match="PCR0"):
+            sealed_import.seal_for(await vault.attest_import(nonce), SECRET, expected(nonce), now=now)
+    enclave.attestor = attestor(debug=True)
+    async with running(path, enclave) as vault:
+        with pytest.raises(DocumentError, match="debug"):
+            sealed_import.seal_for(await vault.attest_import(nonce), SECRET, expected(nonce), now=now)
+        with pytest.raises(DocumentError, match="nonce"):
+            sealed_import.seal_for(
+                await vault.attest_import(nonce), SECRET, expected(bytes(31) + b"\1", allow_debug=True), now=now
+            )
+    session = await attestor().attest(Attest("session", nonce))
+    with pytest.raises(DocumentError, match="public_key"):
+        sealed_import.seal_for(session, SECRET, expected(nonce), now=now)
