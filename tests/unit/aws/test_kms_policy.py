@@ -1172,6 +1172,7 @@ def test_patterns(pattern: str, covered: bool) -> None:
         ('{"Statement": {"Effect": "Allow", "Principal": "*", "Action": "*", "Condition": []}}', "Condition has to be"),
         ('{"Statement": {"Effect": "Allow", "Principal": "*", "Action": "*", "Condition": {"Bool": 1}}}', "Condition"),
         ('{"Version": "2025-01-01", "Statement": {}}', "Version has to be 2012-10-17"),
+        ('{"Statement": {"\\u001b[2K": 1}}', r"no JSON: '\\x1b\[2K' is no name of anything"),
         ('{"Version": 2012, "Statement": {}}', "Version has to be 2012-10-17"),
         ('{"version": "2012-10-17", "Statement": {}}', "version, which is no element of a policy"),
         ('{"Statement": {"Effect": "Allow", "Principal": {"aws": "*"}, "Action": "*"}}', "Principal has aws, it takes"),
