@@ -163,7 +163,7 @@ class Kms:
             case Fault.ENDLESS | Fault.HUGE:
                 await _send_without_end(connection, stream, announced=plan is Fault.HUGE)
                 return False
-        data = _serialise(connection, self._reply(request, plan), self.account)
+        data = self._serialise(connection, self._reply(request, plan))
         if plan is Fault.LOST:
             return False
         await stream.send_all(data[: len(data) // 2] if plan is Fault.CUT else data)
@@ -189,6 +189,16 @@ class Kms:
         if self.tls is not Tls.NONE and request.headers.get("host") != HOST:
             return Reply(400, b"")
         return self.account.answer(request, plan if isinstance(plan, Tamper) else None)
+
+    def _serialise(self, connection: h11.Connection, reply: Reply) -> bytes:
+        headers = _JSON | {
+            "Date": format_date_time(self.account.clock().timestamp()),
+            "x-amzn-RequestId": f"0e1f9f6e-0000-4000-8000-{self.requests:012d}",
+            "Content-Length": str(len(reply.body)),
+        }
+        head = h11.Response(status_code=reply.status, headers=list((headers | dict(reply.headers)).items()), reason=b"")
+        parts = [head, h11.Data(data=reply.body), h11.EndOfMessage()]
+        return b"".join(connection.send(part) or b"" for part in parts)
 
 
 async def _send_without_end(connection: h11.Connection, stream: trio.abc.Stream, *, announced: bool) -> None:
@@ -220,17 +230,6 @@ async def _receive(connection: h11.Connection, stream: trio.abc.Stream) -> Reque
                 return Request(headers, body, head.method.decode(), head.target.decode())
             case _:
                 return None
-
-
-def _serialise(connection: h11.Connection, reply: Reply, account: Account) -> bytes:
-    headers = _JSON | {
-        "Date": format_date_time(account.clock().timestamp()),
-        "x-amzn-RequestId": "0e1f9f6e-0000-4000-8000-000000000000",
-        "Content-Length": str(len(reply.body)),
-    }
-    head = h11.Response(status_code=reply.status, headers=list((headers | dict(reply.headers)).items()), reason=b"")
-    parts = [head, h11.Data(data=reply.body), h11.EndOfMessage()]
-    return b"".join(connection.send(part) or b"" for part in parts)
 
 
 async def _until_closed(stream: trio.abc.Stream) -> None:

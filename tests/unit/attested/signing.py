@@ -29,16 +29,19 @@ def signed(
     credentials: Credentials = CREDENTIALS,
     *,
     region: str = "us-west-2",
+    host: str = HOST,
+    service: str = "TrentService",
+    content_type: str = "application/x-amz-json-1.1",
     leave_out: str = "",
 ) -> Request:
     """A POST to KMS, signed now."""
     data = body if isinstance(body, bytes) else json.dumps(body).encode()
     headers = {
-        "Content-Type": "application/x-amz-json-1.1",
-        "Host": HOST,
-        "X-Amz-Target": f"TrentService.{operation}",
+        "Content-Type": content_type,
+        "Host": host,
+        "X-Amz-Target": f"{service}.{operation}",
     }
-    request = AWSRequest("POST", f"https://{HOST}/", headers=headers, data=data)
+    request = AWSRequest("POST", f"https://{host}/", headers=headers, data=data)
     kind: type[SigV4Auth] = SigV4Auth
     if leave_out:
         kind = type("Incomplete", (_Incomplete,), {"left_out": leave_out})

@@ -12,9 +12,9 @@ import pytest
 from cryptography.hazmat.primitives.asymmetric.rsa import RSAPrivateKey
 from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat, load_der_private_key
 
-from tests.attested.account import CREDENTIALS, Account, Key, Reply, Spelling, Tamper
+from tests.attested.account import CREDENTIALS, Account, Key, Reply, Spelling, Tamper, _Fields
 from tests.attested.documents import DEBUG_PCRS, PCRS, Chain, make_chain, make_document, root
-from tests.attested.requests import Credentials, Refusal, Request
+from tests.attested.requests import Credentials, Refusal
 from tests.unit.attestation.vectors import VECTORS, document
 from tests.unit.attested.opening import open_envelope
 from tests.unit.attested.signing import signed
@@ -93,6 +93,7 @@ def test_a_data_key_opens_to_what_it_was() -> None:
     assert set(made) == {"CiphertextBlob", "CiphertextForRecipient", "KeyId", "KeyMaterialId"}
     key = open_envelope(RSA, made["CiphertextForRecipient"])
     assert len(key) == 32
+    assert len(base64.b64decode(made["CiphertextForRecipient"])) == 493 + 9 * 2, "ten pieces instead of one"
     blob = made["CiphertextBlob"]
     again = ask(account, "Decrypt", CiphertextBlob=blob, KeyId=ARN, EncryptionContext=CONTEXT, Recipient=recipient())
     assert open_envelope(RSA, again["CiphertextForRecipient"]) == key
@@ -158,12 +159,15 @@ def test_requests_that_cannot_be_read(operation: str, body: bytes, name: str) ->
     assert (reply.status, json.loads(reply.body)["__type"]) == (400, name)
 
 
-def test_the_content_type_is_that_of_the_protocol() -> None:
+def test_content_type_and_service_are_those_of_the_protocol() -> None:
     account = Account()
-    request = signed("GenerateRandom", {"NumberOfBytes": 1})
-    assert account.answer(request).status == 200
-    headers = dict(request.headers) | {"content-type": "application/json"}
-    assert account.answer(Request(headers, request.body)).status == 400, "the signature was over another"
+    assert account.answer(signed("GenerateRandom", {"NumberOfBytes": 1})).status == 200
+    for wrong in (
+        signed("GenerateRandom", {"NumberOfBytes": 1}, content_type="application/json"),
+        signed("GenerateRandom", {"NumberOfBytes": 1}, service="DynamoDB_20120810"),
+    ):
+        reply = account.answer(wrong)
+        assert json.loads(reply.body)["__type"] == "UnknownOperationException"
 
 
 # -- who asks
@@ -223,9 +227,7 @@ def test_documents_of_the_vectors_are_judged_by_their_reasons() -> None:
     assert len(outcomes) > 50
 
 
-def _fields_with(data: bytes) -> Any:
-    from tests.attested.account import _Fields
-
+def _fields_with(data: bytes) -> _Fields:
     return _Fields({"Recipient": around(data)})
 
 
@@ -280,6 +282,10 @@ def test_an_unsigned_document_of_the_emulator_only_where_it_is_allowed() -> None
     account.clock = lambda: made_at + timedelta(seconds=301)
     with pytest.raises(Refusal, match="refused, stale"):
         account._judge(_fields_with(emulated))
+    account.clock = lambda: datetime.now(UTC)
+    assert account._judge(_Fields({"Recipient": recipient()})).public_key == PUBLIC_KEY
+    with pytest.raises(Refusal, match="refused, root"):
+        account._judge(_Fields({"Recipient": recipient(of=chain("other.nitro-enclaves"))}))
     for broken in (emulated[:-200], b"\x84\x43\xa1\x01\x20", b"\x84\x43\xa1\x01\x20\xa0\x41\xa0\x40"):
         with pytest.raises(Refusal, match="refused"):
             account._judge(_fields_with(broken))
@@ -311,6 +317,7 @@ def test_conditions_on_the_context_and_denied_operations() -> None:
     account.keys[0].context = {"tezos-signer:format": "1"}
     assert data_key(account) == "AccessDeniedException"
     assert data_key(account, EncryptionContext={"tezos-signer:format": "2"}) == "AccessDeniedException"
+    assert "KeyMetadata" in ask(account, "DescribeKey", KeyId=ARN), "which has no context"
     assert "Plaintext" in data_key(account, EncryptionContext=CONTEXT)
     account.keys[0].denied = ["Encrypt"]
     fields: dict[str, Any] = {"KeyId": ARN, "Plaintext": text(b"x"), "EncryptionContext": CONTEXT}

@@ -61,6 +61,9 @@ def test_openssl_opens_it(tmp_path: Path, length: int, chunk_size: int | None) -
     key_file.write_bytes(_KEY.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption()))
     plaintext = bytes(index % 251 for index in range(length))
     message = seal(_PUBLIC_KEY, plaintext, chunk_size=chunk_size)
+    content = message[message.index(b"\x04\x10", 380) + 20 :]
+    padded = length + 16 - length % 16
+    assert [len(chunk) for chunk in _chunks(content)][:-1] == [chunk_size] * ((padded - 1) // (chunk_size or padded))
     command = ["openssl", "cms", "-decrypt", "-inform", "DER", "-inkey", str(key_file), "-binary"]
     done = subprocess.run(command, input=message, capture_output=True, check=True, timeout=30)
     assert done.stdout == plaintext

@@ -95,6 +95,23 @@ def test_a_changed_request(change: Callable[[Request], Request], name: str) -> N
     assert _refusal(change(_request("Decrypt")), _credentials("Decrypt")) == name
 
 
+def test_the_signed_headers_are_in_order() -> None:
+    request, credentials = _request("Encrypt"), _credentials("Encrypt")
+    swapped = request.headers["authorization"].replace("content-type;host", "host;content-type")
+    assert _refusal(_changed(authorization=swapped)(request), credentials) == "IncompleteSignature"
+
+
+def test_day_and_region_must_be_those_of_the_scope() -> None:
+    request, credentials = _request("Decrypt"), _credentials("Decrypt")
+    known: dict[str, Any] = {credentials.access_key_id: credentials}
+    with pytest.raises(Refusal, match="Date in Credential scope does not match"):
+        authenticate(_changed(x_amz_date="20261121T120005Z")(request), known, region="us-west-2", now=NOW)
+    with pytest.raises(Refusal, match="should be scoped to a valid region, not 'us-west-2'"):
+        authenticate(request, known, region="eu-west-1", now=NOW)
+    with pytest.raises(Refusal, match="should be scoped"):
+        authenticate(request, known, region="us-west-2", service="dynamodb", now=NOW)
+
+
 def test_every_digit_of_the_signature_counts() -> None:
     request, credentials = _request("Encrypt"), _credentials("Encrypt")
     authorization = request.headers["authorization"]
