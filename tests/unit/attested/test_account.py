@@ -162,11 +162,11 @@ def test_requests_that_cannot_be_read(operation: str, body: bytes, name: str) ->
 def test_content_type_and_service_are_those_of_the_protocol() -> None:
     account = Account()
     assert account.answer(signed("GenerateRandom", {"NumberOfBytes": 1})).status == 200
-    for wrong in (
+    for other in (
         signed("GenerateRandom", {"NumberOfBytes": 1}, content_type="application/json"),
         signed("GenerateRandom", {"NumberOfBytes": 1}, service="DynamoDB_20120810"),
     ):
-        reply = account.answer(wrong)
+        reply = account.answer(other)
         assert json.loads(reply.body)["__type"] == "UnknownOperationException"
 
 
