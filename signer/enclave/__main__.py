@@ -172,7 +172,10 @@ async def _run(address: Address, new_session: Callable[[], Session], *tasks: Tas
     listener = await _listen(address)
     log_listener = None
     if log_port and isinstance(address, VsockAddress):
-        log_listener = await _listen(VsockAddress(address.cid, log_port))
+        try:
+            log_listener = await _listen(VsockAddress(address.cid, log_port))
+        except ListenError as exc:
+            say(f"no log stream: {exc}", "warning")  # signing does not depend on it
     async with trio.open_nursery() as nursery:
         nursery.start_soon(_stop_on_signal, server)
         for task in tasks:
