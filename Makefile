@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet
 
 .DEFAULT_GOAL := help
-.PHONY: help run install test test-vsock test-nitro drill lint format bench bench-kms bench-proxy lock clean
+.PHONY: help run install test test-again test-vsock test-nitro drill lint format bench bench-kms bench-attested bench-proxy lock clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -36,11 +36,24 @@ run: $(VENV)/.run ## start the demo: an enclave process, four keys, the signing 
 install: $(VENV)/.run ## install the signer into .venv, and say where it is
 	@echo "installed: $(abspath $(BIN)/signer)"
 
+FAILED := .pytest_cache/v/cache/lastfailed
+AGAIN := $(MAKE) --no-print-directory test-again
+
 test: $(VENV)/.dev ## run every test with warnings as errors, and measure branch coverage
 	@$(BIN)/python -m coverage erase
-	@$(BIN)/python -m coverage run -m pytest --numprocesses auto --dist loadfile
+	@rm -f $(FAILED)
+	@$(BIN)/python -m coverage run -m pytest --numprocesses auto --dist loadfile --no-loadscope-reorder $(ARGS) \
+		|| { [ $$? = 1 ] && $(AGAIN); }
 	@$(BIN)/python -m coverage combine --quiet
 	@$(BIN)/python -m coverage report --fail-under=93
+
+# Thousands of tests with real clocks meet a pause of the machine now and then: what failed is run once more, alone, and
+# named. The drill is not: what it finds by chance is a race.
+test-again: $(VENV)/.dev
+	@test -s $(FAILED) && ! grep -q test_drill $(FAILED)
+	@echo "once more, alone:" && cat $(FAILED)
+	@$(BIN)/python -m coverage run -m pytest --last-failed --last-failed-no-failures none
+	@echo "these tests failed once, and passed alone: they depend on how busy the machine is. Mend them."
 
 # Runs a command in a small guest whose kernel has AF_VSOCK with a loopback.
 VSOCK_GUEST ?= ../shared/tools/vsock-guest
@@ -82,6 +95,9 @@ bench: $(VENV)/.dev ## measure signing against its floor (raw signing plus raw d
 
 bench-kms: $(VENV)/.dev ## measure keys in KMS against plain boto3 asking the same server (ARGS=--help)
 	@$(BIN)/python -m tests.bench.kms $(ARGS)
+
+bench-attested: $(VENV)/.dev ## measure how soon keys sealed by KMS are there (ARGS=--help)
+	@$(BIN)/python -m tests.bench.attested $(ARGS)
 
 bench-proxy: $(VENV)/.dev ## measure the proxy against a direct connection (ARGS=--help)
 	@$(BIN)/python -m tests.bench.proxy $(ARGS)

@@ -507,6 +507,8 @@ def _build_nitro(name: str, nitro: NitroSettings, base_dir: Path, tasks: Tasks, 
         connect=connect,
         judge=Judge(name, nitro.judging, wanted_of(nitro), observer=metrics),
         seal=nitro.seal,
+        log_port=nitro.enclave_log_port,
+        observer=metrics,
         timeouts=Timeouts(connect=nitro.connect_timeout, exchange=nitro.exchange_timeout, wait=nitro.wait_timeout),
         tasks=tasks,
     )

@@ -17,8 +17,7 @@ def met_by_role(condition: Condition, role: str) -> bool | None:
     if not actual or any("${" in value for value in condition.values):  # a policy variable can be anything
         return None
     if condition.base == "null":  # "false": the key has to be there, and it is
-        values = {value.lower() for value in condition.values}
-        return "false" in values if len(values) == 1 else None
+        return "false" in {value.lower() for value in condition.values}
     operator = condition.base.replace("not", "", 1)
     if operator not in (*_ON_ARN, *_ON_TEXT):
         return None

@@ -203,6 +203,8 @@ def _without_duplicates(pairs: list[tuple[str, object]]) -> dict[str, object]:
     """A name that is there twice would hide one of its values from us, and perhaps the other one from KMS."""
     found: dict[str, object] = {}
     for name, value in pairs:
+        if not name.isprintable():
+            raise ValueError(f"{name!r} is no name of anything")
         if name in found:
             raise ValueError(f"{name} is there twice in one object")
         found[name] = value

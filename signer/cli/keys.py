@@ -234,6 +234,43 @@ def _progress(what: str, total: int) -> Iterator[Callable[[], None]]:
         yield lambda: progress.advance(task)
 
 
+@click.command(cls=CliCommand)
+@click.argument("addresses", metavar="[PKH]...", nargs=-1)
+@click.option("-v", "--vault", metavar="NAME", help="The nitro vault that holds the keys. [required]")
+@click.option("--all", "everything", is_flag=True, help="Every key of the vault.")
+@click.option("--yes", is_flag=True, help="Don't ask.")
+def reseal(*, addresses: tuple[str, ...], vault: str | None, everything: bool, yes: bool) -> None:
+    """Seal stored keys anew, in version 1: bound to their address, and never seen by KMS.
+
+    There is no way back: tee-signer can't open them. Keep a copy of the old key file until the keys have signed.
+    """
+    from signer.errors import MalformedRequestError
+    from signer.tezos.errors import TezosError
+    from signer.tezos.keys import PublicKeyHash
+
+    configure_logs()
+    name = _required(vault)
+    if bool(addresses) == everything:
+        raise click.UsageError("give the addresses of keys, or --all")
+    try:
+        wanted = [PublicKeyHash.from_base58(address) for address in addresses]
+    except TezosError as exc:
+        raise MalformedRequestError(str(exc)) from exc
+    if not yes:
+        click.confirm("tee-signer can't open keys of version 1. Go on?", abort=True, err=True)
+
+    async def work(settings: Settings, vaults: Mapping[str, Vault]) -> None:
+        from signer.vaults.nitro.vault import NitroVault
+
+        target = _vault(settings, vaults, name, "reseal")
+        assert isinstance(target, NitroVault)  # of those that can create
+        for key in wanted or list(target.keys()):
+            done = await target.reseal(key)
+            click.echo(f"{key}: {'sealed anew' if done else 'of version 1 already'}")
+
+    _with_vaults(work)
+
+
 @click.command("prove-possession", cls=CliCommand)
 @click.argument("pkh", metavar="PKH")
 @click.option("-v", "--vault", metavar="NAME", help="The vault that holds the key. [default: any]")
@@ -298,4 +335,4 @@ def parse_options(text: str) -> dict[str, str]:
     return pairs
 
 
-COMMANDS = (list_command, import_command, generate, prove_possession)
+COMMANDS = (list_command, import_command, generate, reseal, prove_possession)

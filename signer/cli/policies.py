@@ -280,9 +280,15 @@ def _running(vaults: Mapping[str, NitroSettings]) -> tuple[Running, ...]:
     return tuple(found)
 
 
+def _printable(line: str) -> str:
+    """Without what moves the cursor or starts a line: Sids and values are the text of whoever wrote the policy."""
+    return "".join(one if one.isprintable() else f"\\u{ord(one):04x}" for one in line)
+
+
 def _show(found: Sequence[Finding], subject: str) -> None:
     for one in found:
-        click.echo(f"{one.severity}: {one.where}: {one.text}\n    {one.advice[0].upper()}{one.advice[1:]}.")
+        click.echo(_printable(f"{one.severity}: {one.where}: {one.text}"))
+        click.echo(_printable(f"    {one.advice[0].upper()}{one.advice[1:]}."))
     errors = sum(one.severity == "error" for one in found)
     if not found:
         click.echo("nothing found")

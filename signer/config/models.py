@@ -300,6 +300,7 @@ class NitroSettings(Strict):
     attestation: Attestation | None = None  # None: require where there are pcrs, else off
     pcrs: AttestedRegisters = {}  # values accepted for each register, of what the enclave attests
     attestation_root: Annotated[str, BeforeValidator(_fingerprint)] | None = None  # None: AWS's root
+    enclave_log_port: Annotated[int, BeforeValidator(_go_integer), Field(ge=0, le=_MAX_UINT32)] = 2001  # 0: unread
     seal: Literal["legacy", "v1"] = "legacy"  # the format of new blobs; both are read
     sessions: Annotated[int, BeforeValidator(_go_integer), Field(ge=1, le=16)] = 2
     encryption_key_id: str = ""

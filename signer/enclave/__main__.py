@@ -5,7 +5,7 @@ import errno
 import os
 import signal
 import sys
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Mapping
 from functools import partial
 from pathlib import Path
 
@@ -27,7 +27,7 @@ from proxy.address import (
 )
 from signer.enclave import program
 from signer.enclave.entropy import SeedError
-from signer.enclave.hybrid import Greeter
+from signer.enclave.hybrid import Greeter, Handler
 from signer.enclave.log import say
 from signer.enclave.nsm.device import open_device
 from signer.enclave.nsm.interface import NoNsmError, NsmError
@@ -37,6 +37,7 @@ from signer.enclave.sealing.none import NoSealing
 from signer.enclave.server import Server
 from signer.enclave.session import Session
 from signer.enclave.settings import Settings, SettingsError, read
+from signer.enclave.stream import LogStream
 from signer.process import end_with_parent, forbid_core_dumps
 
 _USAGE_ERROR = 2  # exit status
@@ -68,7 +69,7 @@ def main() -> None:
             _forbid_development(options)
             trio.run(_run_attested, address, settings)
         else:
-            trio.run(_run_development, address, _sealing(options))
+            trio.run(_run_development, address, _sealing(options), settings)
     except StartError as exc:
         print(f"Error: {exc}", file=sys.stderr)
         sys.exit(_USAGE_ERROR)
@@ -155,34 +156,44 @@ async def _run_attested(address: Address, settings: Settings) -> None:
         except (NsmError, SeedError) as exc:
             raise DutyError(f"the enclave program cannot start: {exc}") from exc
         try:
-            await _run(address, running.new_session, running.tend)
+            await _run(address, running.new_session, running.tend, log_port=settings.log_port)
         finally:
             with trio.move_on_after(_CLOSE_TIMEOUT, shield=True):
                 await running.aclose()
 
 
-async def _run_development(address: Address, sealing: Sealing) -> None:
-    await _run(address, lambda: Session(sealing))
+async def _run_development(address: Address, sealing: Sealing, settings: Settings) -> None:
+    await _run(address, lambda: Session(sealing), log_port=settings.log_port)
 
 
-async def _run(address: Address, new_session: Callable[[], Session], *tasks: Task) -> None:
-    """Listen, then serve until a signal comes, with *tasks* beside."""
-    server = Server(new_session)
+async def _run(address: Address, new_session: Callable[[], Session], *tasks: Task, log_port: int) -> None:
+    """Listen, then serve until a signal comes, with *tasks* and the log stream beside."""
+    server, logs = Server(new_session), LogStream()
     listener = await _listen(address)
+    log_listener = None
+    if log_port and isinstance(address, VsockAddress):
+        try:
+            log_listener = await _listen(VsockAddress(address.cid, log_port))
+        except ListenError as exc:
+            say(f"no log stream: {exc}", "warning")  # signing does not depend on it
     async with trio.open_nursery() as nursery:
         nursery.start_soon(_stop_on_signal, server)
         for task in tasks:
             nursery.start_soon(task)
-        await _serve(address, server, listener)
+        if log_listener is not None:
+            nursery.start_soon(trio.serve_listeners, logs.serve, [log_listener])
+        await _serve(address, server, listener, {log_port: logs.serve} if log_port else {})
         nursery.cancel_scope.cancel(reason="served to the end")
 
 
-async def _serve(address: Address, server: Server, listener: trio.SocketListener) -> None:
+async def _serve(
+    address: Address, server: Server, listener: trio.SocketListener, others: Mapping[int, Handler]
+) -> None:
     match address:
         case UnixAddress(base, port):
             _announce(address)
             try:
-                await server.serve(listener, greet=Greeter(port).greet)
+                await server.serve(listener, greet=Greeter(port, others).greet)
             finally:
                 remove(base)
         case TcpAddress(host, _):

@@ -7,6 +7,7 @@ import trio
 from signer.enclave.clock import Clock, keep
 from signer.enclave.entropy import seed_kernel
 from signer.enclave.kms.transport import Connect, Transport, pinned_roots, tls_context
+from signer.enclave.log import journal
 from signer.enclave.nsm.interface import Nsm
 from signer.enclave.recipient import Recipient
 from signer.enclave.sealing.kms import KmsSealing
@@ -21,6 +22,9 @@ class Program:
     def __init__(self, enclave: Enclave, sealing: KmsSealing) -> None:
         self._enclave = enclave
         self._sealing = sealing
+        journal.gauge("clock_offset", lambda: round(enclave.clock.offset, 3))
+        journal.gauge("clock_steps", lambda: enclave.clock.steps)
+        journal.gauge("import_keys", lambda: enclave.attestor.outstanding)
 
     def new_session(self) -> Session:
         """The state of one connection."""

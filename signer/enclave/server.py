@@ -5,7 +5,7 @@ from collections.abc import Awaitable, Callable
 
 import trio
 
-from signer.enclave.log import say
+from signer.enclave.log import journal, say
 from signer.enclave.session import Session
 from signer.rpc.frames import FrameDecoder, FrameError, encode_frame
 
@@ -27,6 +27,9 @@ class Server:
         self._new_session = new_session
         self._slots = trio.Semaphore(MAX_SESSIONS)
         self._number = 0
+        self._open = 0
+        journal.gauge("sessions", lambda: self._open)
+        journal.gauge("sessions_total", lambda: self._number)
         self._stopping = False
         self._waiting: set[trio.CancelScope] = set()  # of sessions between two calls, and of the accept loop
 
@@ -58,31 +61,37 @@ class Server:
                         raise
                 finally:
                     self._waiting.discard(scope)
-                sessions.start_soon(self._connection, stream, greet)
+                sessions.start_soon(self._connection, stream, greet, sessions)
 
-    async def _connection(self, stream: trio.SocketStream, greet: Greet | None) -> None:
+    async def _connection(self, stream: trio.SocketStream, greet: Greet | None, sessions: trio.Nursery) -> None:
         self._number += 1
         number = self._number
+        self._open += 1
         try:
             async with stream:
                 if greet is not None and not await greet(stream):
                     return
                 say(f"session {number}: opened")
-                await self._session(stream, number)
+                await self._session(stream, number, sessions)
         except (trio.BrokenResourceError, trio.ClosedResourceError, trio.TooSlowError, OSError) as exc:
             say(f"session {number}: connection lost: {type(exc).__name__}")
         finally:
+            self._open -= 1
             self._slots.release()
 
-    async def _session(self, stream: trio.SocketStream, number: int) -> None:
+    async def _session(self, stream: trio.SocketStream, number: int, sessions: trio.Nursery) -> None:
         decoder, session = FrameDecoder(), self._new_session()
         try:
             while chunk := await self._receive(stream):
                 decoder.receive_data(chunk)
-                while (payload := decoder.next_payload()) is not None:
+                calls, fault = _calls(decoder)
+                session.foresee(calls, sessions.start_soon)
+                for payload in calls:
                     reply = await session.answer(payload)
                     with trio.fail_after(_SEND_TIMEOUT):
                         await stream.send_all(encode_frame(reply))
+                if fault is not None:
+                    raise fault
             if not self._stopping:
                 decoder.receive_eof()
         except FrameError as exc:
@@ -103,6 +112,17 @@ class Server:
             finally:
                 self._waiting.discard(scope)
         return b""
+
+
+def _calls(decoder: FrameDecoder) -> tuple[list[bytes], FrameError | None]:
+    """The calls that have come, and what is wrong behind them."""
+    calls: list[bytes] = []
+    try:
+        while (payload := decoder.next_payload()) is not None:
+            calls.append(payload)
+    except FrameError as exc:
+        return calls, exc
+    return calls, None
 
 
 async def _accept_one(listener: trio.abc.Listener[trio.SocketStream]) -> trio.SocketStream:

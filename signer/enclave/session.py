@@ -6,16 +6,20 @@ credentials, the keys and their handles. Sockets and framing are left to `signer
 reply; none ends the session.
 """
 
+from collections import deque
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from traceback import extract_tb
 from typing import assert_never
+
+import trio
 
 from signer.attestation.sealed import CREDENTIALS
 from signer.crypto import CryptoError, InvalidKeyError, UnsupportedError, derive_secret_key, load_secret_key
 from signer.crypto.interface import SecretKey
 from signer.enclave.attestor import Attestor, AttestorError
 from signer.enclave.entropy import Entropy, kernel_entropy
-from signer.enclave.log import say
+from signer.enclave.log import OTHER, count, say
 from signer.enclave.nsm.interface import NsmError
 from signer.enclave.sealing import _plaintext
 from signer.enclave.sealing.interface import Sealer, Sealing, SealingError
@@ -48,6 +52,18 @@ from signer.rpc.messages import (
 )
 from signer.tezos.keys import Curve, PublicKey
 
+_ERRORS = (  # outermost texts, counted by name
+    "signer error",
+    "encryption error",
+    "deserialization error",
+    "attestation error",
+    "import error",
+    "internal error",
+    "legacy blob refused",
+    "uninitialized",
+    "already initialized",
+)
+MAX_AHEAD = 16  # blobs that a session opens at once
 MAX_KEYS = 1024  # per session
 
 
@@ -67,6 +83,44 @@ class _Held:
     marks: str | None
 
 
+class _Opening:
+    """A blob that is opened before its turn has come."""
+
+    def __init__(self, payload: bytes) -> None:
+        self.payload = payload
+        self._done = trio.Event()
+        self._key: SecretKey | None = None
+        self._error: Exception = SealingError("internal error", "the program ends")
+        self._abandoned = False
+
+    async def run(self, sealer: Sealer, blob: bytes) -> None:
+        try:
+            key = await sealer.open(blob)
+        except Exception as exc:  # it is the answer to the call
+            self._error = exc
+        else:
+            self._key = key
+            if self._abandoned:
+                self.abandon()
+        finally:
+            self._done.set()
+
+    async def result(self) -> SecretKey:
+        """The key, which is the caller's now; raises what opening it raised."""
+        await self._done.wait()
+        if self._key is None:
+            raise self._error
+        key, self._key = self._key, None
+        return key
+
+    def abandon(self) -> None:
+        """Nobody waits for it any more."""
+        self._abandoned = True
+        if self._key is not None:
+            self._key.wipe()
+            self._key = None
+
+
 class Session:
     """Answers the calls of one connection; keys are made of *entropy*, documents by *attestor*, if there is one."""
 
@@ -78,6 +132,26 @@ class Session:
         self._attestor = attestor
         self._sealer: Sealer | None = None
         self._keys: list[_Held] = []
+        self._ahead: deque[_Opening] = deque()
+
+    def foresee(self, payloads: Sequence[bytes], start_soon: Callable[..., None]) -> None:
+        """*payloads* are to be answered next, in this order: open the blobs in them side by side.
+
+        KMS takes some twenty milliseconds for each: one after the other, two hundred keys would take four seconds.
+        """
+        if self._sealer is None or len(payloads) < 2:
+            return
+        for payload in payloads[:MAX_AHEAD]:
+            try:
+                call = decode_call(payload)
+            except MalformedCallError:
+                continue
+            if isinstance(call, Initialize | InitializeSealed):
+                return  # what comes behind it is opened with other credentials
+            if isinstance(call, Import):
+                opening = _Opening(payload)
+                self._ahead.append(opening)
+                start_soon(opening.run, self._sealer, call.blob)
 
     @property
     def number_of_keys(self) -> int:
@@ -86,31 +160,39 @@ class Session:
     async def answer(self, payload: bytes) -> bytes:
         """The payload of the reply to the call in *payload*; never raises for anything in it."""
         try:
-            return encode_reply(await self._perform(decode_call(payload)))
+            call = decode_call(payload)
         except MalformedCallError as exc:
+            count("errors", "malformed call")
             return encode_error(str(exc))
-        except _CallError as exc:
-            return encode_error(*exc.chain)
-        except (SealingError, AttestorError) as exc:
-            return encode_error(*exc.chain)
+        count("calls", type(call).__name__)
+        opening = self._ahead.popleft() if self._ahead and self._ahead[0].payload is payload else None
+        try:
+            return encode_reply(await self._perform(call, opening))
+        except (_CallError, SealingError, AttestorError) as exc:
+            chain = exc.chain
         except NsmError as exc:
-            return encode_error("signer error", "no random bytes", str(exc))
+            chain = ("signer error", "no random bytes", str(exc))
         except UnsupportedError as exc:
-            return encode_error("signer error", _capital(str(exc)))
+            chain = ("signer error", _capital(str(exc)))
         except CryptoError as exc:
-            return encode_error("signer error", str(exc))
+            chain = ("signer error", str(exc))
         except Exception as exc:  # a bug must not cost the other sessions their keys
             _report(exc)
-            return encode_error("internal error", type(exc).__name__)
+            chain = ("internal error", type(exc).__name__)
+        count("errors", chain[0] if chain[0] in _ERRORS else OTHER)
+        return encode_error(*chain)
 
     def close(self) -> None:
         """Forget all keys, overwriting them as far as `signer.crypto` can."""
         for held in self._keys:
             held.key.wipe()
         self._keys.clear()
+        for opening in self._ahead:
+            opening.abandon()
+        self._ahead.clear()
         self._sealer = None
 
-    async def _perform(self, call: Call) -> Result:
+    async def _perform(self, call: Call, opening: _Opening | None = None) -> Result:
         match call:
             case Initialize():
                 return self._initialize(call)
@@ -132,8 +214,17 @@ class Session:
                 held = self._held(handle)
                 address = str(held.key.public_key.hash)
                 return Attested(await self._with_attestor().attest_key(nonce, address, held.marks))
+            case Import(blob):
+                return await self._import(blob, opening, self._sealer)
             case _:
                 return await self._perform_sealed(call, self._sealer)
+
+    async def _import(self, blob: bytes, opening: _Opening | None, sealer: Sealer) -> Imported:
+        if len(self._keys) >= MAX_KEYS and opening is not None:
+            opening.abandon()
+        self._room()
+        key = await (sealer.open(blob) if opening is None else opening.result())
+        return Imported(key.public_key, self._keep(key, sealer.marks(blob)))
 
     def _initialize(self, call: Initialize) -> Result:
         if self._sealer is None:
@@ -170,22 +261,11 @@ class Session:
 
     async def _perform_sealed(
         self,
-        call: Import
-        | ImportUnencrypted
-        | ImportSealed
-        | Generate
-        | GenerateAndImport
-        | SignWith
-        | PublicKeyFrom
-        | Reseal,
+        call: ImportUnencrypted | ImportSealed | Generate | GenerateAndImport | SignWith | PublicKeyFrom | Reseal,
         sealer: Sealer,
     ) -> Result:
         """The calls that seal or open a key."""
         match call:
-            case Import(blob):
-                self._room()
-                key = await sealer.open(blob)
-                return Imported(key.public_key, self._keep(key, sealer.marks(blob)))
             case ImportUnencrypted(curve, secret):
                 if not self._sealing.takes_unencrypted:
                     raise _CallError("legacy blob refused", "this image takes keys sealed to it only")
@@ -257,7 +337,7 @@ class Session:
 def _report(exc: Exception) -> None:
     """Say where a bug was met; its text and values stay inside, they may hold a key."""
     where = " < ".join(f"{frame.name}:{frame.lineno}" for frame in reversed(extract_tb(exc.__traceback__)))
-    say(f"internal error: {type(exc).__name__} in {where}")
+    say(f"internal error: {type(exc).__name__} in {where}", "error")
 
 
 def _capital(text: str) -> str:

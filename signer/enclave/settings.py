@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from urllib.parse import urlsplit
 
 DEFAULT_PORT = 2000  # LISTEN_PORT
+DEFAULT_LOG_PORT = 2001  # LOG_PORT
 _PARENT = 3  # the CID of the parent, as an enclave sees it
 _KMS_PORT = 8000  # of the parent's proxy
 _LAST = 2**32 - 2  # the greatest CID and port; above it: any
@@ -27,6 +28,7 @@ class Settings:
     """What an image is built with."""
 
     listen_port: int = DEFAULT_PORT
+    log_port: int = DEFAULT_LOG_PORT  # 0: no log stream
     proxy_cid: int = _PARENT
     proxy_port: int = _KMS_PORT
     endpoint: str | None = None  # the host name of KMS, in place of the region's
@@ -38,6 +40,7 @@ def read(environment: Mapping[str, str]) -> Settings:
     """The settings in *environment*; raises `SettingsError`."""
     return Settings(
         listen_port=_number(environment, "LISTEN_PORT", "a port number", DEFAULT_PORT),
+        log_port=_number(environment, "LOG_PORT", "a port number, or 0 for none", DEFAULT_LOG_PORT, least=0),
         proxy_cid=_number(environment, "PROXY_CID", "a CID", _PARENT),
         proxy_port=_number(environment, "PROXY_PORT", "a port number", _KMS_PORT),
         endpoint=_endpoint(environment.get("ENDPOINT", "")),
@@ -46,11 +49,11 @@ def read(environment: Mapping[str, str]) -> Settings:
     )
 
 
-def _number(environment: Mapping[str, str], name: str, what: str, default: int) -> int:
+def _number(environment: Mapping[str, str], name: str, what: str, default: int, *, least: int = 1) -> int:
     text = environment.get(name, "")
     if text == "":
         return default
-    if not (text.isascii() and text.isdigit() and len(text) <= 10) or not 0 < int(text) <= _LAST:
+    if not (text.isascii() and text.isdigit() and len(text) <= 10) or not least <= int(text) <= _LAST:
         raise SettingsError(f"{name}: expected {what}, got {text!r}")
     return int(text)
 

@@ -88,6 +88,9 @@ class Metrics:
             "watermark_io_errors", "Failed accesses", "backend", "error_type", "table_name", "operation"
         )
         self._judged = counter("enclave_attestations", "Judgements of an enclave before its use", "vault", "outcome")
+        self._enclave = Gauge(
+            "enclave_counter", "What the enclave's program counts", ["vault", "counter", "name"], registry=registry
+        )
         self._vault_up = Gauge("vault_up", "Whether the vault can be asked now", ["vault"], registry=registry)
         self._vault_keys = Gauge("vault_keys", "Keys usable now", ["vault"], registry=registry)
         Gauge(
@@ -168,6 +171,10 @@ class Metrics:
     def enclave_judged(self, vault: str, outcome: str) -> None:
         """One judgement; *outcome*: `ok`, `no answer`, or the reason of the verification."""
         self._judged.labels(vault, outcome).inc()
+
+    def enclave_counted(self, vault: str, counter: str, name: str, value: float) -> None:
+        """A number that the enclave's program tells; both texts are bounded by whoever follows it."""
+        self._enclave.labels(vault, counter, name).set(value)
 
     def vault_state(self, vault: str, *, up: bool, keys: int) -> None:
         self._vault_up.labels(vault).set(int(up))

@@ -46,7 +46,7 @@ async def _run(arguments: argparse.Namespace) -> None:
         seed=_no_seed,
     )
     try:
-        await image._run(parse(arguments.listen), running.new_session, running.tend)
+        await image._run(parse(arguments.listen), running.new_session, running.tend, log_port=2001)
     finally:
         await running.aclose()
 

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
+import base64
 import json
 import subprocess
 import sys
 from collections.abc import Iterator
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
 
 import pytest
 
@@ -18,75 +18,20 @@ from signer.crypto.formats import to_base58
 from signer.crypto.interface import SecretKey
 from signer.tezos.keys import Curve, PublicKeyHash, Signature
 from signer.vaults.nitro import sealed_import as lines
-from tests.attested.documents import PCRS, root
+from tests.attested.documents import PCRS
 from tests.attested.enclave import registers_of
-from tests.integration.conftest import ENVIRONMENT, Setup, attestation, running, wait_for
+from tests.attested.world import PCR0, ROOT, World, attested_world
+from tests.integration.conftest import ENVIRONMENT, attestation, wait_for
 
-ROOT = root().sha256.hex()
-PCR0 = PCRS[0].hex()
 OTHER = registers_of("other")[0].hex()
 SECRET = crypto.load_secret_key(Curve.BLS12_381, bytes(16) + bytes(range(16)))
 NONCE = bytes(range(32))
 
 
-class World:
-    """A host, the fake KMS and the attested enclave."""
-
-    def __init__(self, setup: Setup, kms: subprocess.Popen[str], where: dict[str, Any]) -> None:
-        self.setup = setup
-        self.kms = kms
-        self.port = int(where["port"])
-        self.key = str(where["key"])
-        self.ca = setup.directory / "ca.pem"
-        setup.nitro = {
-            "encryption_key_id": self.key,
-            "credentials": {
-                "access_key_id": "AKIDEXAMPLE",
-                "secret_access_key": "wJalrXUtnFEMI/K7MDENG+bPxRfiCYEXAMPLEKEY",
-                "region": "us-west-2",
-            },
-            "pcrs": {"PCR0": [PCR0]},
-            "attestation_root": ROOT,
-            "seal": "v1",
-        }
-        setup.write_config()
-
-    @property
-    def log(self) -> Path:
-        return self.setup.directory / "enclave.log"
-
-    def start_enclave(self, *arguments: str) -> subprocess.Popen[bytes]:
-        command = [sys.executable, "-m", "tests.attested.enclave", "--listen", f"unix:{self.setup.socket}:2000"]
-        command += ["--kms", str(self.port), "--ca-file", str(self.ca), *arguments]
-        with self.log.open("ab") as log:
-            process = subprocess.Popen(command, stdout=log, stderr=log, env=ENVIRONMENT)
-        self.setup.processes.append(process)
-        wait_for(self.setup.socket.exists, "the enclave's socket")
-        return process
-
-    def tell_kms(self, **order: Any) -> Any:
-        assert self.kms.stdin is not None
-        assert self.kms.stdout is not None
-        self.kms.stdin.write(json.dumps(order) + "\n")
-        self.kms.stdin.flush()
-        return json.loads(self.kms.stdout.readline())
-
-    def key_file(self) -> bytes:
-        return (self.setup.base_dir / "enclave_keys.json").read_bytes()
-
-
 @pytest.fixture
 def world(tmp_path_factory: pytest.TempPathFactory) -> Iterator[World]:
-    with running(tmp_path_factory.mktemp("s")) as setup:
-        command = [sys.executable, "-m", "tests.attested.kms", "--ca-file", str(setup.directory / "ca.pem")]
-        kms = subprocess.Popen(
-            [*command, "--pcr0", PCR0], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=ENVIRONMENT
-        )
-        setup.processes.append(kms)  # type: ignore[arg-type]
-        assert kms.stdout is not None
-        with kms:
-            yield World(setup, kms, json.loads(kms.stdout.readline()))
-            setup.stop_all()
+    with attested_world(tmp_path_factory.mktemp("s")) as ready:
+        yield ready
 
 
 def test_generate_restart_and_sign_with_all_four_curves(world: World) -> None:
@@ -132,6 +77,95 @@ def test_kms_refuses_what_the_host_lets_pass(world: World) -> None:
     done = world.setup.run("list")
     assert b"AccessDeniedException" in done.stderr
     assert OTHER.encode() in done.stderr, "the image's own register helps to mend the policy"
+
+
+def test_what_the_enclave_says_is_in_the_hosts_log_and_metrics(world: World) -> None:
+    """Counters and classes of errors, never what a call or a refusal of KMS carried."""
+    world.start_enclave()
+    (address,) = world.setup.generate("tz1")
+    world.tell_kms(always="AccessDeniedException")
+    assert world.setup.run("generate", "-v", "nitro").returncode == 1
+    assert seal_for(world, b"unencrypted:" + secret_text(SECRET)).returncode == 1
+    world.tell_kms(always=None)
+    world.setup.start_signer()
+    assert world.setup.api.sign(address, attestation(Curve.ED25519, 1))[0] == 200
+    wait_for(lambda: "enclave: session 1: opened" in world.setup.log.read_text(), "the enclave's log")
+
+    def counted(*labels: str) -> bool:
+        text = world.setup.utility.request("GET", "/metrics")[1].decode()
+        return all(f"enclave_counter{{{label}}}" in text for label in labels)
+
+    wait_for(
+        lambda: counted(
+            'counter="kms_failures",name="AccessDeniedException",vault="nitro"',
+            'counter="calls",name="GenerateAndImport",vault="nitro"',
+            'counter="errors",name="encryption error",vault="nitro"',
+            'counter="sessions_total",name="",vault="nitro"',
+        ),
+        "the enclave's counters",
+    )
+    told = world.log_stream()
+    for secret in (b"wJalrXUtnFEMI", b"AKIDEXAMPLE", address.encode(), *forms(SECRET)):
+        assert secret not in told
+
+
+def test_legacy_keys_are_sealed_anew_while_the_signer_serves(world: World) -> None:
+    world.start_enclave()
+    world.setup.nitro["seal"] = "legacy"
+    first, second = world.setup.generate("tz1")[0], world.setup.generate("tz4")[0]
+    legacy = world.key_file()
+    assert blobs_of(legacy)[first][:4] == b"\1\2\2\0"
+    world.setup.start_signer()
+    assert world.setup.api.sign(first, attestation(Curve.ED25519, 1))[0] == 200
+    world.tell_kms(calls=True)
+    done = world.setup.run("reseal", "-v", "nitro", first, "--yes")
+    assert (done.returncode, done.stdout.decode()) == (0, f"{first}: sealed anew\n"), done.stderr
+    done = world.setup.run("reseal", "-v", "nitro", "--all", "--yes")
+    assert done.stdout.decode() == f"{first}: of version 1 already\n{second}: sealed anew\n", done.stderr
+    assert {blob[:5] for blob in blobs_of(world.key_file()).values()} == {b"TZSB\1"}
+    assert all(
+        call["context"] for call in world.tell_kms(calls=True)["calls"] if call["operation"] == "GenerateDataKey"
+    )
+    assert world.setup.api.sign(first, attestation(Curve.ED25519, 2))[0] == 200
+    assert world.setup.run("reseal", "-v", "nitro", "--all").returncode == 1, "nobody said yes"
+
+
+def test_what_cannot_be_sealed_anew_stays_as_it_is(world: World) -> None:
+    world.start_enclave()
+    world.setup.nitro["seal"] = "legacy"
+    (address,) = world.setup.generate("tz1")
+    before = world.key_file()
+    world.tell_kms(key=world.key, denied=["GenerateDataKey"])
+    done = world.setup.run("reseal", "-v", "nitro", address, "--yes")
+    assert done.returncode == 1
+    assert b"AccessDeniedException" in done.stderr
+    done = world.setup.run("reseal", "-v", "nitro", str(SECRET.public_key.hash), "--yes")
+    assert b"is not in the vault" in done.stderr
+    assert world.key_file() == before
+
+
+def blobs_of(key_file: bytes) -> dict[str, bytes]:
+    return {
+        entry["public_key_hash"]: base64.b64decode(entry["encrypted_private_key"]) for entry in json.loads(key_file)
+    }
+
+
+@pytest.mark.parametrize("seal", ["v1", "legacy"])
+def test_a_swapped_blob_never_signs(world: World, seal: str) -> None:
+    """Each opens as the key that it is; the store on the host has another address for it."""
+    world.start_enclave()
+    world.setup.nitro["seal"] = seal
+    first, second, third = world.setup.generate("tz1", 3)
+    entries = json.loads(world.key_file())
+    for one, other in ((0, 1), (1, 0)):
+        entries[one]["public_key_hash"] = (first, second)[other]
+    (world.setup.base_dir / "enclave_keys.json").write_text(json.dumps(entries))
+    world.setup.start_signer()
+    assert world.setup.api.sign(third, attestation(Curve.ED25519, 1))[0] == 200
+    for address in (first, second):
+        status, answer = world.setup.api.sign(address, attestation(Curve.ED25519, 1))
+        assert status == 502, answer
+        assert f"the blob holds the key of {second if address == first else first}" in str(answer)
 
 
 # -- signer attest

@@ -203,6 +203,7 @@ def slow_enclave(setup: Setup, delay: float) -> Iterator[SlowRelay]:
     path = setup.directory / "slow.sock"
     relay = SlowRelay(path, setup.socket, delay)
     setup.nitro["enclave_address"] = f"unix:{path}:2000"
+    setup.nitro["enclave_log_port"] = 0  # its connections are counted: they are to be sessions
     setup.write_config()
     try:
         yield relay

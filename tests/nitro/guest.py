@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 PORT = 2000  # of the enclave program
-WITNESS_PORT = 2001  # of witness.py
+WITNESS_PORT = 2009  # of witness.py
 MEMORY = 1024  # MiB; the image has to be smaller than half of it
 DEADLINE = 240.0  # seconds for anything to happen at all: the guest's processor is emulated
 LISTENING = f"listening on vsock:any:{PORT}"

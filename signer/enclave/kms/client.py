@@ -16,10 +16,11 @@ from typing import Any, Protocol
 
 import trio
 
-from signer.enclave.kms.errors import Call, Fault, Repeat, cause_of, is_expired, parse_fault, repeat_of
+from signer.enclave.kms.errors import Call, Fault, Repeat, cause_of, is_expired, known_name, parse_fault, repeat_of
 from signer.enclave.kms.retries import MAX_ATTEMPTS, Breaker, pause
 from signer.enclave.kms.sigv4 import Credentials, signed_headers
 from signer.enclave.kms.transport import Answer, Transport, TransportError, TrustError
+from signer.enclave.log import count
 from signer.enclave.nsm.interface import NsmError
 from signer.enclave.recipient import Addressee, Recipient
 from signer.enclave.sealing.envelope import EnvelopeError
@@ -139,6 +140,7 @@ class KmsClient:
             try:
                 answer = await self._attempt(access, operation, parameters, addressee, now)
             except TransportError as exc:
+                count("kms_failures", type(exc).__name__)
                 wait = attempts.behind_silence(exc)
                 if wait is None:
                     raise KmsError("SDK error", str(exc)) from exc
@@ -147,6 +149,7 @@ class KmsClient:
             if answer.status == 200:
                 return self._checked(answer, operation, access), addressee
             fault = parse_fault(answer.status, answer.headers, answer.body)
+            count("kms_failures", known_name(fault))
             wait = self._wait_behind(fault, attempts, access, attested=attested, now=now)
             if wait is None:
                 raise await self._refused(fault, operation, access, attested=attested)
@@ -176,6 +179,7 @@ class KmsClient:
                 "SDK error",
                 f"AWS KMS did not answer {self._breaker.failures} times in a row: waiting for the next probe",
             )
+        count("kms_calls", operation)
         transport = self._transport(access.region)
         headers = signed_headers(
             access.credentials,

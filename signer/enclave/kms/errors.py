@@ -54,6 +54,12 @@ class Call:
     pcr0: bytes | None = None
 
 
+def known_name(fault: Fault) -> str:
+    """The name to count it under: one that stands here, or its HTTP status."""
+    named = fault.name in _CAUSES or fault.name in _DENIED | _EXPIRED | _TIME | _LATER
+    return fault.name if named else f"HTTP {fault.status}"
+
+
 def parse_fault(status: int, headers: Mapping[str, str], body: bytes) -> Fault:
     """The fault in an answer; *headers* have lower-case names. Never raises."""
     fields = _object(body)

@@ -1,9 +1,11 @@
 """The calls of a security module over an exchange of bytes: one request, one answer."""
 
-from typing import Protocol
+from collections.abc import Callable
+from typing import Protocol, TypeVar
 
+from signer.enclave.log import count
 from signer.enclave.nsm import messages
-from signer.enclave.nsm.interface import Description, Register
+from signer.enclave.nsm.interface import Description, NsmError, Register
 from signer.enclave.nsm.messages import (
     Attestation,
     DescribeNsm,
@@ -12,8 +14,11 @@ from signer.enclave.nsm.messages import (
     GetRandom,
     LockPcr,
     LockPcrs,
+    Request,
     encode_request,
 )
+
+T = TypeVar("T")
 
 
 class Exchange(Protocol):
@@ -28,28 +33,35 @@ class Module:
     def __init__(self, exchange: Exchange) -> None:
         self._exchange = exchange
 
+    async def _ask(self, request: Request, decode: Callable[[bytes], T]) -> T:
+        try:
+            return decode(await self._exchange(encode_request(request)))
+        except NsmError as exc:
+            count("nsm_failures", exc.value)
+            raise
+
     async def describe(self) -> Description:
-        return messages.decode_description(await self._exchange(encode_request(DescribeNsm())))
+        return await self._ask(DescribeNsm(), messages.decode_description)
 
     async def describe_pcr(self, index: int) -> Register:
-        return messages.decode_register(await self._exchange(encode_request(DescribePcr(index))))
+        return await self._ask(DescribePcr(index), messages.decode_register)
 
     async def extend_pcr(self, index: int, data: bytes) -> bytes:
-        return messages.decode_extended(await self._exchange(encode_request(ExtendPcr(index, data))))
+        return await self._ask(ExtendPcr(index, data), messages.decode_extended)
 
     async def lock_pcr(self, index: int) -> None:
         request = LockPcr(index)
-        messages.decode_locked(await self._exchange(encode_request(request)), request)
+        await self._ask(request, lambda answer: messages.decode_locked(answer, request))
 
     async def lock_pcrs(self, range: int) -> None:
         request = LockPcrs(range)
-        messages.decode_locked(await self._exchange(encode_request(request)), request)
+        await self._ask(request, lambda answer: messages.decode_locked(answer, request))
 
     async def get_random(self) -> bytes:
-        return messages.decode_random(await self._exchange(encode_request(GetRandom())))
+        return await self._ask(GetRandom(), messages.decode_random)
 
     async def attest(
         self, *, user_data: bytes | None = None, nonce: bytes | None = None, public_key: bytes | None = None
     ) -> bytes:
         request = Attestation(user_data=user_data, nonce=nonce, public_key=public_key)
-        return messages.decode_document(await self._exchange(encode_request(request)))
+        return await self._ask(request, messages.decode_document)

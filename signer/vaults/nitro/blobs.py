@@ -65,6 +65,10 @@ class Blobs:
         """Store a new key durably; raises `KeyExistsError`, `StorageError`."""
         await self._storage.append(key.hash, blob)
 
+    async def replace(self, old: StoredKey, blob: bytes) -> None:
+        """Exchange the blob of an entry; raises `StorageError`."""
+        await self._storage.replace(old, blob)
+
     async def _load(self, *, fresh: bool = False) -> tuple[object, list[StoredKey]]:
         stamp = await self._storage.stamp(fresh=fresh)  # before the content: a later change is seen later
         return stamp, await self._storage.load()

@@ -109,6 +109,28 @@ class KeyTable:
                 raise KeyExistsError(f"(Nitro): {key} is in {self.name} already") from exc
         self._looked = float("-inf")
 
+    async def replace(self, old: StoredKey, blob: bytes) -> None:
+        try:
+            await self._table.call(
+                "PutItem",
+                deadline=trio.current_time() + _APPEND_LIMIT,
+                TableName=self._table.name,
+                Item={_KEY: {"S": old.public_key_hash}, _BLOB: {"B": blob}},
+                ConditionExpression="#blob = :old",
+                ExpressionAttributeNames={"#blob": _BLOB},
+                ExpressionAttributeValues={":old": {"B": old.blob}},
+                ReturnValuesOnConditionCheckFailure="ALL_OLD",
+            )
+        except AwsError as exc:
+            if exc.code != "ConditionalCheckFailedException":
+                raise self._error(f"cannot store {old.public_key_hash} in", exc) from exc
+            standing = exc.response.get("Item") or {}
+            if standing.get(_BLOB, {}).get("B") != blob:  # else: the reply to our own put was lost
+                raise StorageError(
+                    f"(Nitro): {self.name} has changed meanwhile; nothing was changed. Try again"
+                ) from exc
+        self._looked = float("-inf")
+
     def _error(self, what: str, exc: SignerError) -> StorageError:
         text = f"(Nitro): {what} {self.name}: {exc}"
         return StorageAwayError(text) if isinstance(exc, UnavailableError) else StorageError(text)

@@ -55,6 +55,8 @@ RESOLVE_TIMEOUT = 30.0  # seconds
 REFRESH_INTERVAL = 300.0  # seconds; the SDK renews what expires within 15 minutes, when it is asked
 RETRY_REFUSED = Pace(shortest=5.0, longest=60.0)  # blobs that KMS would not open
 IMPORTS_ON_THE_WIRE = 2  # a session: one being opened, and one on its way; a signature waits for no more than these
+_EXPIRED = "ExpiredToken"  # KMS's name for it, in the enclave's error
+IMPORTS_SIDE_BY_SIDE = 16  # likewise, where the enclave has proved to be ours, which opens so many blobs at once
 PROBE_INTERVAL = 2.0  # seconds of silence after which a session is asked for a sign of life
 JUDGE_INTERVAL = 600.0  # seconds after which the enclave behind a session proves again what it is
 PROOF = 1  # reply after the last import makes a session one that works: its end is no failure of the next one
@@ -424,10 +426,11 @@ class EnclaveLink:
                 use = self._uses[line] = _Use(task, boot)
                 self._part(line)
                 self._progress(line)
-                for _ in range(IMPORTS_ON_THE_WIRE):
+                for _ in range(IMPORTS_ON_THE_WIRE if boot is None else IMPORTS_SIDE_BY_SIDE):
                     nursery.start_soon(self._import, line)
                 nursery.start_soon(self._probe, line)
-                nursery.start_soon(self._judge_again, line)
+                if boot is not None:
+                    nursery.start_soon(self._judge_again, session, boot)
                 try:
                     await session.ended.wait()
                     self._blame(line)
@@ -463,14 +466,13 @@ class EnclaveLink:
             pass
         return None
 
-    async def _judge_again(self, line: SessionLine) -> None:
+    async def _judge_again(self, session: Session, boot: bytes) -> None:
         """What a session was opened with may not be what answers on it later."""
-        boot = self._uses[line].boot
-        while boot is not None:
+        while True:
             await trio.sleep(JUDGE_INTERVAL)
-            found = await self._admit(line.channel)
+            found = await self._admit(session)
             if found is not None and found != boot:
-                line.channel.close("another enclave answers on this session than the one that it was opened with")
+                session.close("another enclave answers on this session than the one that it was opened with")
 
     def _part(self, line: SessionLine) -> None:
         """*line* was admitted just now: sessions of its epoch with another boot lead to an enclave that is gone."""
@@ -554,6 +556,8 @@ class EnclaveLink:
         return result
 
     def _refuse(self, line: SessionLine, stored: StoredKey, why: str) -> None:
+        if _EXPIRED in why:
+            self.renew_credentials()  # what the session was opened with is over; it won't open the next blob either
         self.epochs.refuse(line, stored, why)
         self._tell_skipped(stored, why)
 

@@ -155,7 +155,8 @@ def _fields(line: bytes) -> dict[str, object]:
             f"the other side does not speak {VERSION}; it said {line[:100].decode(errors='replace').strip()!r}"
         )
     if "error" in fields:
-        raise SealedImportError(f"the host says: {str(fields['error'])[:2000]}")
+        told = "".join(character if character.isprintable() else "?" for character in str(fields["error"])[:2000])
+        raise SealedImportError(f"the host says: {told}")  # on the operator's terminal: nothing that it would obey
     return fields
 
 

@@ -82,6 +82,9 @@ class KeyStorage(Protocol):
     async def append(self, key: PublicKeyHash, blob: bytes) -> None:
         """Add an entry durably; never changes one. Raises `KeyExistsError` for a key that is there."""
 
+    async def replace(self, old: StoredKey, blob: bytes) -> None:
+        """Put *blob* in the place of that of *old*, in one step; raises `StorageError` where another one is there."""
+
 
 class KeyFile:
     """Implements `KeyStorage` on the key file at *path*."""
@@ -107,6 +110,9 @@ class KeyFile:
 
     async def append(self, key: PublicKeyHash, blob: bytes) -> None:
         await trio.to_thread.run_sync(self._file.append, key, blob)
+
+    async def replace(self, old: StoredKey, blob: bytes) -> None:
+        await trio.to_thread.run_sync(self._file.replace, old, blob)
 
 
 class FileStorage:
@@ -147,6 +153,19 @@ class FileStorage:
                 raise KeyExistsError(f"(Nitro): {key} is in {self.path} already")
             entries.append({_HASH: str(key), _BLOB: base64.b64encode(blob).decode()})
             self._write(json.dumps(entries, indent=4))
+
+    def replace(self, old: StoredKey, blob: bytes) -> None:
+        """Exchange the blob of an entry durably; raises `StorageError`."""
+        with self._locked():
+            entries = self._read()
+            for index, entry in enumerate(entries):
+                if isinstance(entry, dict) and self._entry(index, entry) == old:
+                    entry[_BLOB] = base64.b64encode(blob).decode()
+                    self._write(json.dumps(entries, indent=4))
+                    return
+            raise StorageError(
+                f"(Nitro/file storage): {self.path} has changed meanwhile; nothing was changed. Try again"
+            )
 
     def _read(self) -> list[object]:
         try:

@@ -10,6 +10,7 @@ from typing import Literal
 
 import trio
 
+from proxy.address import Address
 from signer import crypto
 from signer.attestation import claims
 from signer.crypto.interface import SecretKey
@@ -23,6 +24,8 @@ from signer.rpc.messages import (
     ImportSealed,
     ImportUnencrypted,
     ProvePossession,
+    PublicKeyFrom,
+    Reseal,
     Result,
     Sign,
 )
@@ -32,6 +35,7 @@ from signer.vaults.interface import Accept, VaultError, VaultHealth, VaultKey
 from signer.vaults.nitro.blobs import Blobs
 from signer.vaults.nitro.credentials import CredentialsProvider
 from signer.vaults.nitro.discovery import Locator
+from signer.vaults.nitro.enclave_log import CounterObserver, EnclaveLog
 from signer.vaults.nitro.judge import Judge, Wanted
 from signer.vaults.nitro.link import Connect, EnclaveLink, Timeouts
 from signer.vaults.nitro.pace import Pace
@@ -66,6 +70,8 @@ class NitroVault:
         sessions: int = 2,
         judge: Judge | None = None,
         seal: Literal["legacy", "v1"] = "legacy",
+        log_port: int = 0,
+        observer: CounterObserver | None = None,
         timeouts: Timeouts | None = None,
         tasks: Tasks | None = None,
     ) -> None:
@@ -90,6 +96,10 @@ class NitroVault:
             judge=judge or Judge(name, "off", Wanted()),
             seal=SEAL_V1 if seal == SEAL_V1 else None,
         )
+        self._log = EnclaveLog(
+            name, log_port, connect=connect, find=self._place, wait_change=self.wait_change, observer=observer
+        )
+        self._log_port = log_port
 
     # -- the state
 
@@ -156,6 +166,8 @@ class NitroVault:
         self._list()
         async with trio.open_nursery() as nursery:
             nursery.start_soon(self._watch)
+            if self._log_port:
+                nursery.start_soon(self._log.follow)
             await nursery.start(self._link.run)
             if not reported:
                 task_status.started()
@@ -182,6 +194,11 @@ class NitroVault:
             if await self._blobs.follow():
                 self._list()
                 self._link.retry_refused()
+
+    def _place(self) -> Address | None:
+        """Where the enclave is, while something answers there."""
+        newest = self._link.epochs.newest
+        return newest.life.place.address if newest is not None and self._link.epochs.linked else None
 
     def _list(self) -> None:
         """Offer the blobs to the link; listings follow the order of the storage."""
@@ -266,6 +283,30 @@ class NitroVault:
         if await self._blobs.follow():
             self._list()
         return created.public_key
+
+    async def reseal(self, key: PublicKeyHash) -> bool:
+        """Exchange a legacy blob for one of version 1; False where it is of version 1 already.
+
+        The new one is opened once before the old one is given up. Raises `VaultError`, `StorageError`.
+        """
+        stored = next((one for one in self._blobs.entries if one.public_key_hash == str(key)), None)
+        if stored is None:
+            raise VaultError(f"(Nitro): {key} is not in the vault")
+        if stored.blob.startswith(_SEALED_V1):
+            return False
+        deadline = trio.current_time() + self.patience
+        _, created = await self._link.call_once(Reseal(stored.blob), deadline)
+        assert isinstance(created, Created)
+        blob = created.encrypted_private_key
+        if not blob.startswith(_SEALED_V1):
+            raise VaultError("(Nitro): the enclave answered with another format; nothing was changed")
+        _, opened = await self._link.call_once(PublicKeyFrom(blob), deadline)
+        if not isinstance(opened, PublicKey) or opened.hash != key or created.public_key != opened:
+            raise VaultError(f"(Nitro): the enclave resealed another key than {key}; nothing was changed")
+        await self._blobs.replace(stored, blob)
+        if await self._blobs.follow():
+            self._list()
+        return True
 
     def _check_seal(self, blob: bytes) -> None:
         """An enclave that doesn't know the newer format ignores that it was asked for."""

@@ -14,7 +14,7 @@ from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat,
 
 from tests.attested.account import CREDENTIALS, Account, Key, Reply, Spelling, Tamper, _Fields
 from tests.attested.documents import DEBUG_PCRS, PCRS, Chain, make_chain, make_document, root
-from tests.attested.requests import Credentials, Refusal, Request
+from tests.attested.requests import Credentials, Refusal
 from tests.unit.attestation.vectors import VECTORS, document
 from tests.unit.attested.opening import open_envelope
 from tests.unit.attested.signing import signed
@@ -162,8 +162,11 @@ def test_requests_that_cannot_be_read(operation: str, body: bytes, name: str) ->
 def test_content_type_and_service_are_those_of_the_protocol() -> None:
     account = Account()
     assert account.answer(signed("GenerateRandom", {"NumberOfBytes": 1})).status == 200
-    for changes in ({"content_type": "application/json"}, {"service": "DynamoDB_20120810"}):
-        reply = account.answer(signed("GenerateRandom", {"NumberOfBytes": 1}, **changes))
+    for other in (
+        signed("GenerateRandom", {"NumberOfBytes": 1}, content_type="application/json"),
+        signed("GenerateRandom", {"NumberOfBytes": 1}, service="DynamoDB_20120810"),
+    ):
+        reply = account.answer(other)
         assert json.loads(reply.body)["__type"] == "UnknownOperationException"
 
 

@@ -176,6 +176,22 @@ BAD: dict[str, tuple[Severity, str, list[Json]]] = {
     "a start of a name": (E, "(by kms:D*) is open", [allow("kms:D*")]),
     "a name with a question mark": (E, "(by kms:Decryp?) is open", [allow("kms:Decryp?")]),
     "capital letters": (E, "kms:Decrypt (by KMS:DECRYPT) is open", [allow("KMS:DECRYPT")]),
+    "a question mark for administrators": (
+        W,
+        "kms:PutKeyPolic? covers kms:PutKeyPolicy",
+        [*GOOD, allow("kms:PutKeyPolic?", ADMIN)],
+    ),
+    "a resource beside the key": (W, "in a key policy", [*GOOD, ENCRYPT | {"Resource": ["*", "arn:aws:s3:::a"]}]),
+    "a key pair for any image": (
+        E,
+        "has a wildcard",
+        [*GOOD, allow("kms:GenerateDataKeyPair", Condition=when("StringLike", "*"))],
+    ),
+    "power for everyone but the role": (
+        E,
+        "for everyone",
+        [*GOOD, allow("kms:CreateGrant", "*"), deny("kms:CreateGrant", ROLE)],
+    ),
     "a wildcard for administrators": (W, "kms:P* covers kms:PutKeyPolicy", [*GOOD, allow("kms:P*", ADMIN)]),
     "any image": (
         E,
@@ -509,6 +525,43 @@ def test_a_deny_that_does_not_hold_is_no_deny(condition: Json) -> None:
     assert any(one.severity is E and "is open" in one.text and "only the Deny" not in one.text for one in found)
 
 
+def test_a_deny_of_another_resource_holds_nothing() -> None:
+    elsewhere = {"Resource": "arn:aws:kms:eu-west-1:111122223333:key/1"}
+    found = findings([*GOOD[:3], HOLD | elsewhere])
+    assert any("no Deny keeps kms:Decrypt" in one.text for one in found)
+    assert findings([*GOOD, allow("kms:DisableKey"), deny("kms:DisableKey", ROLE, **elsewhere)])[0].severity is E
+
+
+def test_a_deny_without_a_condition_holds_too() -> None:
+    some = HOLD | {"Action": ["kms:Decrypt", "kms:GenerateDataKey"]}
+    assert findings([*GOOD[:3], some, deny("kms:ReEncryptFrom")]) == []
+
+
+@pytest.mark.parametrize(
+    ("text", "policy", "expected"),
+    [
+        ("the default of AWS", [allow("kms:*", ROOT, Condition={"Bool": {"a:B": "true"}})], Expected()),
+        ("for the parent's role", [*GOOD, allow("kms:ReEncryptFrom")], Expected()),
+        ("for the parent's role", [*GOOD, allow("kms:Decrypt", ADMIN)], Expected()),  # ADMIN is none
+        ("kms:Encrypt for", [*GOOD, allow("kms:*", ADMIN)], Expected()),  # the worse is said
+        ("kms:* covers", [*GOOD, allow("kms:*", ADMIN)], Expected()),
+        ("kms:Encrypt for", [*GOOD, allow("kms:Encrypt", ADMIN, Condition=when("StringEquals"))], Expected()),
+        ("is not the one", [*GOOD[:2], DECRYPT | {"Principal": "*"}, HOLD], Expected(role=ROLE)),
+        ("is not asked for", [ADMINISTER, ENCRYPT], Expected(required=["PCR0"])),
+        (
+            "is met by a request without",
+            [allow("kms:Decrypt", Condition=when("StringEquals", NEW, "kms:RecipientAttestation:PCRO"))],
+            Expected(),
+        ),
+    ],
+)
+def test_what_is_not_said(text: str, policy: list[Json], expected: Expected) -> None:
+    """What isn't so, or is said already in a worse word."""
+    found = findings(policy, expected)
+    assert found
+    assert not [one for one in found if text in one.text]
+
+
 def test_two_denies_let_pass_what_both_do() -> None:
     found = findings([*GOOD[:3], *(HOLD | {"Condition": when("StringNotEquals", [NEW, one])} for one in (OLD, OTHER))])
     assert found == []
@@ -552,6 +605,7 @@ def test_power_of_the_role_is_not_held_by_a_deny_for_another() -> None:
         deny("kms:P*", "*", Condition={"ArnLike": {"aws:PrincipalArn": "arn:aws:iam::*:role/signatory-*"}}),
         deny("kms:P*", "*", Condition={"ArnNotEquals": {"aws:PrincipalArn": ADMIN}}),
         deny("kms:P*", ROLE, Condition={"ArnNotEquals": {"aws:PrincipalArn": ADMIN}}),
+        deny("kms:P*", Condition={"Null": {"aws:PrincipalArn": ["true", "False"]}}),
         deny("kms:P*", "*", Condition={"StringEquals": {"aws:PrincipalArn": ROLE, "kms:CallerAccount": ACCOUNT}}),
     ):
         (found,) = findings([*GOOD, power, refusal])
@@ -1118,6 +1172,7 @@ def test_patterns(pattern: str, covered: bool) -> None:
         ('{"Statement": {"Effect": "Allow", "Principal": "*", "Action": "*", "Condition": []}}', "Condition has to be"),
         ('{"Statement": {"Effect": "Allow", "Principal": "*", "Action": "*", "Condition": {"Bool": 1}}}', "Condition"),
         ('{"Version": "2025-01-01", "Statement": {}}', "Version has to be 2012-10-17"),
+        ('{"Statement": {"\\u001b[2K": 1}}', r"no JSON: '\\x1b\[2K' is no name of anything"),
         ('{"Version": 2012, "Statement": {}}', "Version has to be 2012-10-17"),
         ('{"version": "2012-10-17", "Statement": {}}', "version, which is no element of a policy"),
         ('{"Statement": {"Effect": "Allow", "Principal": {"aws": "*"}, "Action": "*"}}', "Principal has aws, it takes"),

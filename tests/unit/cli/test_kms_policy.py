@@ -127,6 +127,17 @@ def test_findings() -> None:
     assert done.err == "-: 1 error(s), 1 warning(s)\n"
 
 
+def test_a_policy_writes_nothing_of_its_own_to_the_terminal() -> None:
+    policy = ours(PCR0=[LISTED])
+    policy["Statement"].append(allow("kms:Decrypt", "\x1b[1A", Sid="x)\nnothing found\r\x1b[2K"))
+    done = checked(policy)
+    assert (done.status, done.err) == (1, "-: 0 error(s), 1 warning(s)\n")
+    assert "statement 6 (x)\\u000anothing found\\u000d\\u001b[2K): kms:Decrypt" in done.out
+    assert "is open to \\u001b[1A without" in done.out
+    assert done.out.replace("\n", "").isprintable()
+    assert len(done.out.splitlines()) == 2
+
+
 def test_a_warning_alone_is_a_finding() -> None:
     done = checked(ours(PCR0=[OLD, LISTED]))
     assert (done.status, done.err) == (1, "-: 0 error(s), 1 warning(s)\n")

@@ -8,7 +8,7 @@ import pytest
 import trio
 import trio.testing
 
-from proxy.address import Address, TcpAddress
+from proxy.address import VSOCK_ANY, Address, TcpAddress, VsockAddress
 from signer.enclave import __main__ as main
 from signer.enclave import program
 from signer.enclave.kms.transport import Connect
@@ -16,6 +16,8 @@ from signer.enclave.nsm.interface import Nsm
 from signer.enclave.sealing.local import LocalSealing
 from signer.enclave.session import Session
 from signer.enclave.settings import Settings
+from signer.rpc.frames import encode_frame
+from signer.rpc.messages import Initialize, encode_call, encode_reply
 from tests.attested.nsm import FakeNsm
 
 LOOPBACK = TcpAddress("127.0.0.1", 0)
@@ -109,3 +111,24 @@ async def test_an_address_in_use_ends_an_image_with_its_text(monkeypatch: pytest
 
 async def _nobody(stream: trio.SocketStream) -> None:
     await stream.aclose()
+
+
+async def test_a_log_port_that_is_taken_stops_nothing(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (listener,) = await trio.open_tcp_listeners(0, host="127.0.0.1")
+
+    async def listen(address: VsockAddress) -> trio.SocketListener:
+        if address.port == 2001:
+            raise main.ListenError(f"cannot listen on {address}: Address already in use")
+        return listener
+
+    monkeypatch.setattr(main, "_listen", listen)
+    async with trio.open_nursery() as nursery:
+        run = partial(main._run, log_port=2001)
+        nursery.start_soon(run, VsockAddress(VSOCK_ANY, 2000), lambda: Session(LocalSealing(bytes(32))))
+        async with await trio.open_tcp_stream("127.0.0.1", listener.socket.getsockname()[1]) as stream:
+            await stream.send_all(encode_frame(encode_call(Initialize())))
+            assert (await stream.receive_some()).endswith(encode_reply(None))
+        nursery.cancel_scope.cancel()
+    assert "no log stream: cannot listen on vsock:any:2001" in capsys.readouterr().err

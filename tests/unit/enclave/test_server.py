@@ -67,6 +67,9 @@ class Client:
 
     async def exchange(self, payload: bytes) -> bytes:
         await self.stream.send_all(encode_frame(payload))
+        return await self.reply()
+
+    async def reply(self) -> bytes:
         while (reply := self._decoder.next_payload()) is None:
             data = await self.stream.receive_some(65536)
             assert data, "the session has ended"

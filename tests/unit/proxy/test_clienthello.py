@@ -161,7 +161,7 @@ def test_p33_crumbs_are_refused_and_cost_little() -> None:
     began = time.process_time()
     for size in range(len(worst)):
         assert server_name(worst[:size]) is None
-    assert time.process_time() - began < 5  # seconds for 16,384 calls; without the limit on records it takes minutes
+    assert time.process_time() - began < 30  # seconds for 16,384 calls; without the limit on records it takes minutes
     assert "more than 64 records" in refused(records(message(sni(b"a" * 100)), 1))
 
 

@@ -28,7 +28,7 @@ from signer.vaults.nitro import vault as vault_module
 from signer.vaults.nitro.credentials import Credentials, CredentialsError
 from signer.vaults.nitro.discovery import Place
 from signer.vaults.nitro.pace import Pace
-from signer.vaults.nitro.storage import FileStorage, KeyExistsError, KeyFile
+from signer.vaults.nitro.storage import FileStorage, KeyExistsError, KeyFile, StorageError, StoredKey
 from signer.vaults.nitro.vault import NitroVault
 from signer.watermark.memory import MemoryWatermarks
 from tests.unit.vaults.fake import FakeEnclave, FakeLocator, credentials, honest, running, sign, signs, until
@@ -575,3 +575,15 @@ async def test_a_caller_that_goes_away_while_new_keys_are_imported(path: Path, e
         enclave.tamper = honest
         await server.refresh()
         assert await signs(server, pkh)
+
+
+def test_a_blob_is_exchanged_only_for_the_one_that_was_seen(path: Path) -> None:
+    storage = FileStorage(path)
+    keys = [crypto.load_secret_key(Curve.ED25519, bytes([number]) * 32).public_key.hash for number in (1, 2)]
+    for key in keys:
+        storage.append(key, b"old")
+    other = StoredKey(str(keys[0]), b"another")
+    with pytest.raises(StorageError, match="has changed meanwhile; nothing was changed"):
+        storage.replace(other, b"new")
+    storage.replace(StoredKey(str(keys[1]), b"old"), b"new")
+    assert storage.load() == [StoredKey(str(keys[0]), b"old"), StoredKey(str(keys[1]), b"new")]

@@ -46,6 +46,17 @@ async def test_a_key_is_never_overwritten(server: Dynamo, table: KeyTable) -> No
     await table.append(PKH, b"\1")  # the repeat of a put whose reply was lost
 
 
+async def test_a_blob_is_exchanged_only_for_the_one_that_was_seen(server: Dynamo, table: KeyTable) -> None:
+    await table.append(PKH, b"\1")
+    for old in (StoredKey(str(PKH), b"\2"), StoredKey("tz1other", b"\1")):
+        with pytest.raises(StorageError, match="has changed meanwhile; nothing was changed"):
+            await table.replace(old, b"\3")
+    assert await table.load() == [StoredKey(str(PKH), b"\1")]
+    await table.replace(StoredKey(str(PKH), b"\1"), b"\3")
+    assert await table.load() == [StoredKey(str(PKH), b"\3")]
+    await table.replace(StoredKey(str(PKH), b"\1"), b"\3")  # the repeat of a put whose reply was lost
+
+
 async def test_every_page_is_read_consistently(server: Dynamo, table: KeyTable) -> None:
     keys = [PublicKeyHash(Curve.P256, bytes([number]) * 20) for number in range(12)]
     for key in keys:

@@ -1,0 +1,109 @@
+"""What the program tells of itself, and to whom."""
+
+import json
+from typing import Any
+
+import trio
+from trio.testing import MockClock, memory_stream_pair, wait_all_tasks_blocked
+
+from signer.enclave import stream as stream_module
+from signer.enclave.log import KEPT, Journal
+from signer.enclave.stream import INTERVAL, LogStream
+
+
+class Reader:
+    """The other end of a stream."""
+
+    def __init__(self, logs: LogStream, nursery: trio.Nursery) -> None:
+        self.stream, theirs = memory_stream_pair()
+        self._buffer = b""
+        nursery.start_soon(logs.serve, theirs)
+
+    async def line(self) -> dict[str, Any]:
+        while b"\n" not in self._buffer:
+            chunk = await self.stream.receive_some()
+            if not chunk:
+                raise EOFError
+            self._buffer += bytes(chunk)
+        line, _, self._buffer = self._buffer.partition(b"\n")
+        found: dict[str, Any] = json.loads(line)
+        return found
+
+
+async def test_what_was_kept_then_counters_then_what_comes(nursery: trio.Nursery) -> None:
+    journal = Journal()
+    journal.say("first")
+    journal.say("second", "error")
+    journal.count("calls", "Sign")
+    journal.count("calls", "Sign")
+    journal.gauge("sessions", lambda: 3)
+    reader = Reader(LogStream(journal), nursery)
+    lines = [await reader.line() for _ in range(3)]
+    assert [(line["event"], line["level"]) for line in lines] == [
+        ("first", "info"),
+        ("second", "error"),
+        ("counters", "debug"),
+    ]
+    assert lines[2]["counters"] == {"calls": {"Sign": 2}}
+    assert lines[2]["gauges"]["sessions"] == 3
+    assert lines[2]["gauges"]["uptime"] >= 0
+    journal.say("third")
+    assert (await reader.line())["event"] == "third"
+    await reader.stream.aclose()
+
+
+async def test_counters_every_minute(nursery: trio.Nursery, autojump_clock: MockClock) -> None:
+    reader = Reader(LogStream(Journal()), nursery)
+    for minute in range(3):
+        assert (await reader.line())["event"] == "counters"
+        assert trio.current_time() == minute * INTERVAL
+    await reader.stream.aclose()
+
+
+async def test_so_many_lines_are_kept(nursery: trio.Nursery) -> None:
+    journal = Journal()
+    for number in range(KEPT + 10):
+        journal.say(str(number))
+    reader = Reader(LogStream(journal), nursery)
+    assert (await reader.line())["event"] == "10"
+    await reader.stream.aclose()
+
+
+async def test_a_reader_that_does_not_read_is_left(autojump_clock: MockClock) -> None:
+    journal = Journal()
+    logs = LogStream(journal)
+    ours, theirs = trio.testing.lockstep_stream_pair()
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(logs.serve, theirs)
+        await wait_all_tasks_blocked()
+        for _ in range(1000):
+            journal.say("line")  # never waits
+        with trio.fail_after(stream_module._SEND_TIMEOUT + 1):
+            while logs._readers:
+                await trio.sleep(0.1)
+    assert not journal._readers
+    await ours.aclose()
+
+
+async def test_so_many_readers_and_no_more(nursery: trio.Nursery) -> None:
+    logs = LogStream(Journal())
+    readers = [Reader(logs, nursery) for _ in range(stream_module.MAX_READERS)]
+    for reader in readers:
+        await reader.line()
+    late = Reader(logs, nursery)
+    assert await late.stream.receive_some() == b""
+    await readers[0].stream.aclose()
+    await wait_all_tasks_blocked()
+    again = Reader(logs, nursery)
+    assert (await again.line())["event"] == "counters"
+    for reader in (*readers[1:], again):
+        await reader.stream.aclose()
+
+
+def test_a_counter_has_so_many_names() -> None:
+    journal = Journal()
+    for number in range(100):
+        journal.count("errors", str(number))
+    counted = json.loads(journal.counters())["counters"]["errors"]
+    assert len(counted) == 65
+    assert counted["other"] == 36

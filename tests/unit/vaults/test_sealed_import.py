@@ -1,0 +1,100 @@
+"""The lines of a sealed import: what each side makes of whatever the other one says."""
+
+import json
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from signer import crypto
+from signer.rpc.messages import ImportSealed
+from signer.tezos.keys import Curve
+from signer.vaults.nitro import sealed_import
+from signer.vaults.nitro.sealed_import import (
+    MAX_LINE,
+    Answer,
+    Imported,
+    Question,
+    SealedImportError,
+    order_line,
+    read_answer,
+    read_imported,
+    read_order,
+    read_question,
+    refusal,
+)
+
+KEY = crypto.load_secret_key(Curve.ED25519, bytes(31) + b"\1").public_key
+READERS = (read_question, read_answer, read_order, read_imported)
+
+
+@given(
+    nonce=st.binary(min_size=16, max_size=64),
+    document=st.binary(max_size=16_384),
+    ciphertext=st.binary(max_size=4096),
+    marks=st.none() | st.text(max_size=50),
+)
+def test_what_is_written_is_read(nonce: bytes, document: bytes, ciphertext: bytes, marks: str | None) -> None:
+    order = ImportSealed(bytes(32), bytes(range(32)), ciphertext, str(KEY.hash), marks)
+    lines = [Question(nonce).line(), Answer(document).line(), order_line(order), Imported(KEY).line()]
+    assert all(line.endswith(b"\n") and line.count(b"\n") == 1 and len(line) < MAX_LINE for line in lines)
+    assert read_question(lines[0]) == Question(nonce)
+    assert read_answer(lines[1]) == Answer(document)
+    assert read_order(lines[2]) == order
+    assert read_imported(lines[3]) == Imported(KEY)
+
+
+@given(
+    st.binary(max_size=300)
+    | st.recursive(st.none() | st.integers() | st.text(), st.lists).map(json.dumps).map(str.encode)
+)
+def test_anything_else_is_refused(line: bytes) -> None:
+    for read in READERS:
+        with pytest.raises(SealedImportError):
+            read(line)
+
+
+@given(st.data())
+def test_fields_of_other_kinds_are_refused(data: st.DataObject) -> None:
+    names = st.sampled_from(["nonce", "document", "key", "enc", "ciphertext", "address", "marks", "public_key"])
+    values = st.none() | st.integers() | st.text(max_size=5) | st.lists(st.integers(), max_size=2)
+    fields = {"tezos-signer": sealed_import.VERSION, **data.draw(st.dictionaries(names, values))}
+    for read in (read_question, read_order, read_imported):
+        with pytest.raises(SealedImportError):
+            read(json.dumps(fields).encode())
+
+
+@pytest.mark.parametrize("size", [15, 65])
+def test_a_nonce_has_its_length(size: int) -> None:
+    with pytest.raises(SealedImportError, match="a nonce has 16 to 64 bytes"):
+        read_question(Question(bytes(size)).line())
+
+
+@pytest.mark.parametrize(
+    "order",
+    [
+        ImportSealed(bytes(31), bytes(32), b"", "tz1", None),
+        ImportSealed(bytes(32), bytes(33), b"", "tz1", None),
+        ImportSealed(bytes(32), bytes(32), bytes(4097), "tz1", None),
+    ],
+)
+def test_an_order_has_its_lengths(order: ImportSealed) -> None:
+    with pytest.raises(SealedImportError, match="another length"):
+        read_order(order_line(order))
+
+
+def test_a_refusal_is_told_without_what_a_terminal_obeys() -> None:
+    for read in READERS:
+        with pytest.raises(SealedImportError) as error:
+            read(refusal("no\x1b[2J\r\nroom"))
+        assert str(error.value) == "the host says: no?[2J??room"
+
+
+def test_a_line_without_end_is_refused() -> None:
+    with pytest.raises(SealedImportError, match="is no sealed import"):
+        read_answer(b" " * (MAX_LINE + 1))
+
+
+def test_another_program_is_named_as_such() -> None:
+    with pytest.raises(SealedImportError, match="does not speak sealed-import/1; it said 'Welcome to Debian'"):
+        read_answer(b"Welcome to Debian\n")
