@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import os
+import select
 import subprocess
 import sys
+import time
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import IO, TYPE_CHECKING
+from typing import IO, TYPE_CHECKING, Protocol
 
 import click
 
@@ -21,13 +24,43 @@ if TYPE_CHECKING:
     from signer.vaults.nitro.vault import NitroVault
 
 _REGISTERS = (0, 1, 2, 3, 4, 8)
+_ANSWER_TIMEOUT = 300.0  # seconds for a line of the command: somebody may have to type a password first
 _END_TIMEOUT = 10.0  # seconds for the command to end once it has nothing left to do
+
+
+class _Lines(Protocol):
+    """What lines are read from."""
+
+    def readline(self, limit: int, /) -> bytes: ...
+
+
+class _Pipe:
+    """The output of *whom*, a command, which has its time for each line. It may be held open by others than it."""
+
+    def __init__(self, descriptor: int, whom: str) -> None:
+        self._descriptor = descriptor
+        self._whom = whom
+        self._buffer = b""
+
+    def readline(self, limit: int, /) -> bytes:
+        """Up to the newline, the end, or *limit* bytes."""
+        deadline = time.monotonic() + _ANSWER_TIMEOUT
+        while b"\n" not in self._buffer and len(self._buffer) < limit:
+            if not select.select([self._descriptor], [], [], max(0.0, deadline - time.monotonic()))[0]:
+                raise ImportError_(f"{self._whom} has not answered for {_ANSWER_TIMEOUT:g} s; is the host reachable?")
+            chunk = os.read(self._descriptor, limit)
+            if not chunk:
+                break
+            self._buffer += chunk
+        end = min(limit, self._buffer.find(b"\n") + 1 or limit)
+        line, self._buffer = self._buffer[:end], self._buffer[end:]
+        return line
 
 
 class _Line:
     """A way to the host: lines out, lines in."""
 
-    def __init__(self, outgoing: IO[bytes], incoming: IO[bytes], whom: str) -> None:
+    def __init__(self, outgoing: IO[bytes], incoming: _Lines, whom: str) -> None:
         self._outgoing = outgoing
         self._incoming = incoming
         self._whom = whom
@@ -160,15 +193,20 @@ def _line(command: Sequence[str]) -> Iterator[_Line]:
     assert process.stdin is not None
     assert process.stdout is not None
     try:
-        yield _Line(process.stdin, process.stdout, f"{command[0]}")
+        yield _Line(process.stdin, _Pipe(process.stdout.fileno(), command[0]), command[0])
         process.stdin.close()
         status = process.wait(_END_TIMEOUT)
+    except subprocess.TimeoutExpired:
+        process.kill()
+        raise ImportError_(f"{command[0]} did not end within {_END_TIMEOUT:g} s, after the keys were stored") from None
     except BaseException:
         process.kill()
         raise
     finally:
         process.wait()
         process.stdout.close()
+        with suppress(BrokenPipeError):  # of what it did not take
+            process.stdin.close()
     if status != 0:
         raise ImportError_(f"{command[0]} ended with status {status}, after the keys were stored")
 
