@@ -35,18 +35,23 @@ class _Lines(Protocol):
 
 
 class _Pipe:
-    """The output of *whom*, a command, which has its time for each line. It may be held open by others than it."""
+    """Lines of *whom*, who has its time for each, if *in_time*; a command's output may be held open by others than it.
 
-    def __init__(self, descriptor: int, whom: str) -> None:
+    Python's own buffer would be locked by a thread that waits in it: a program that ends meanwhile crashes over that.
+    """
+
+    def __init__(self, descriptor: int, whom: str, *, in_time: bool = True) -> None:
         self._descriptor = descriptor
         self._whom = whom
+        self._in_time = in_time
         self._buffer = b""
 
     def readline(self, limit: int, /) -> bytes:
         """Up to the newline, the end, or *limit* bytes."""
         deadline = time.monotonic() + _ANSWER_TIMEOUT
         while b"\n" not in self._buffer and len(self._buffer) < limit:
-            if not select.select([self._descriptor], [], [], max(0.0, deadline - time.monotonic()))[0]:
+            left = max(0.0, deadline - time.monotonic()) if self._in_time else None
+            if not select.select([self._descriptor], [], [], left)[0]:
                 raise ImportError_(f"{self._whom} has not answered for {_ANSWER_TIMEOUT:g} s; is the host reachable?")
             chunk = os.read(self._descriptor, limit)
             if not chunk:
@@ -268,8 +273,11 @@ async def import_sealed(vault: NitroVault) -> None:
 
     log = structlog.get_logger("signer.import")
 
+    is_closed = sys.stdin is None
+    incoming: _Lines = standard_input() if is_closed else _Pipe(sys.stdin.fileno(), "the operator", in_time=False)
+
     async def read() -> bytes:
-        return await trio.to_thread.run_sync(standard_input().readline, lines.MAX_LINE + 1, abandon_on_cancel=True)
+        return await trio.to_thread.run_sync(incoming.readline, lines.MAX_LINE + 1, abandon_on_cancel=True)
 
     def write(line: bytes) -> None:
         sys.stdout.buffer.write(line)
