@@ -148,7 +148,7 @@ class KmsClient:
                 continue
             if answer.status == 200:
                 return self._checked(answer, operation, access), addressee
-            fault = parse_fault(answer.status, answer.headers, answer.body)
+            fault = parse_fault(answer.status, answer.headers, answer.body, secrets=access.credentials.secrets)
             count("kms_failures", known_name(fault))
             wait = self._wait_behind(fault, attempts, access, attested=attested, now=now)
             if wait is None:
