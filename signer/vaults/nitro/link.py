@@ -41,7 +41,7 @@ from signer.vaults.interface import SignatureMismatchError, VaultError, VaultUna
 from signer.vaults.nitro.credentials import Credentials, CredentialsProvider
 from signer.vaults.nitro.discovery import Locator, Place
 from signer.vaults.nitro.epochs import Epoch, Epochs, Line
-from signer.vaults.nitro.judge import Judge, NotAdmittedError
+from signer.vaults.nitro.judge import Judge, NoProofError, NotAdmittedError
 from signer.vaults.nitro.pace import Pace
 from signer.vaults.nitro.session import STALLED_AFTER, Session, SessionLostError, Slot
 from signer.vaults.nitro.storage import StoredKey
@@ -157,6 +157,7 @@ class EnclaveLink:
         self._timeouts = timeouts
         self._on_served = on_served
         self._gate = judge
+        self._judging_again = trio.Lock()
         self._seal = seal
         self._tasks = tasks
         self._task = tasks.add(f"vault {name}")
@@ -467,10 +468,28 @@ class EnclaveLink:
         return None
 
     async def _judge_again(self, session: Session, boot: bytes) -> None:
-        """What a session was opened with may not be what answers on it later."""
+        """What a session was opened with may not be what answers on it later.
+
+        One session at a time: signatures wait behind the question, and find another session free of it. A module that
+        fails is no other enclave: the session has its keys, is told no further credentials, and goes on.
+        """
         while True:
             await trio.sleep(JUDGE_INTERVAL)
-            found = await self._admit(session)
+            async with self._judging_again:
+                try:
+                    found = await self._gate.admit(session.call)
+                except NoProofError as exc:
+                    logger.warning(
+                        "an enclave that was admitted proves nothing now; its session goes on",
+                        vault_name=self._name,
+                        error=exc.why,
+                    )
+                    continue
+                except NotAdmittedError as exc:
+                    session.close(f"(Nitro): {exc}")
+                    return
+                except SessionLostError:
+                    return
             if found is not None and found != boot:
                 session.close("another enclave answers on this session than the one that it was opened with")
 
