@@ -143,6 +143,28 @@ async def test_reseal(rsa_keys: list[RSAPrivateKey], autojump_clock: MockClock) 
             assert (await sealer.open(new.blob)).public_key == key.public_key
 
 
+async def test_a_reseal_that_fails_wipes_the_key(
+    rsa_keys: list[RSAPrivateKey], autojump_clock: MockClock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    opened: list[SecretKey] = []
+    wiped: list[SecretKey] = []
+    async with world(rsa_keys) as here:
+        sealer = here.session()
+        sealed, open_ = await sealer.seal(key_of()), sealer.open
+
+        async def opening(data: bytes) -> SecretKey:
+            opened.append(await open_(data))
+            here.custody.replies = [fault("DisabledException")]
+            return opened[-1]
+
+        monkeypatch.setattr(sealer, "open", opening)
+        monkeypatch.setattr(type(key_of()), "wipe", lambda self: wiped.append(self))
+        with pytest.raises(SealingError, match="DisabledException"):
+            await sealer.reseal(sealed)
+    assert len(opened) == 1
+    assert wiped == opened
+
+
 async def test_a_strict_image(rsa_keys: list[RSAPrivateKey], autojump_clock: MockClock) -> None:
     async with world(rsa_keys) as here:
         legacy = await here.session().seal(key_of())
