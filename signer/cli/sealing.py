@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import os
+import select
 import subprocess
 import sys
+import time
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import IO, TYPE_CHECKING
+from typing import IO, TYPE_CHECKING, Protocol
 
 import click
 
@@ -21,13 +24,48 @@ if TYPE_CHECKING:
     from signer.vaults.nitro.vault import NitroVault
 
 _REGISTERS = (0, 1, 2, 3, 4, 8)
+_ANSWER_TIMEOUT = 300.0  # seconds for a line of the command: somebody may have to type a password first
 _END_TIMEOUT = 10.0  # seconds for the command to end once it has nothing left to do
+
+
+class _Lines(Protocol):
+    """What lines are read from."""
+
+    def readline(self, limit: int, /) -> bytes: ...
+
+
+class _Pipe:
+    """Lines of *whom*, who has its time for each, if *in_time*; a command's output may be held open by others than it.
+
+    Python's own buffer would be locked by a thread that waits in it: a program that ends meanwhile crashes over that.
+    """
+
+    def __init__(self, descriptor: int, whom: str, *, in_time: bool = True) -> None:
+        self._descriptor = descriptor
+        self._whom = whom
+        self._in_time = in_time
+        self._buffer = b""
+
+    def readline(self, limit: int, /) -> bytes:
+        """Up to the newline, the end, or *limit* bytes."""
+        deadline = time.monotonic() + _ANSWER_TIMEOUT
+        while b"\n" not in self._buffer and len(self._buffer) < limit:
+            left = max(0.0, deadline - time.monotonic()) if self._in_time else None
+            if not select.select([self._descriptor], [], [], left)[0]:
+                raise ImportError_(f"{self._whom} has not answered for {_ANSWER_TIMEOUT:g} s; is the host reachable?")
+            chunk = os.read(self._descriptor, limit)
+            if not chunk:
+                break
+            self._buffer += chunk
+        end = min(limit, self._buffer.find(b"\n") + 1 or limit)
+        line, self._buffer = self._buffer[:end], self._buffer[end:]
+        return line
 
 
 class _Line:
     """A way to the host: lines out, lines in."""
 
-    def __init__(self, outgoing: IO[bytes], incoming: IO[bytes], whom: str) -> None:
+    def __init__(self, outgoing: IO[bytes], incoming: _Lines, whom: str) -> None:
         self._outgoing = outgoing
         self._incoming = incoming
         self._whom = whom
@@ -160,15 +198,20 @@ def _line(command: Sequence[str]) -> Iterator[_Line]:
     assert process.stdin is not None
     assert process.stdout is not None
     try:
-        yield _Line(process.stdin, process.stdout, f"{command[0]}")
+        yield _Line(process.stdin, _Pipe(process.stdout.fileno(), command[0]), command[0])
         process.stdin.close()
         status = process.wait(_END_TIMEOUT)
+    except subprocess.TimeoutExpired:
+        process.kill()
+        raise ImportError_(f"{command[0]} did not end within {_END_TIMEOUT:g} s, after the keys were stored") from None
     except BaseException:
         process.kill()
         raise
     finally:
         process.wait()
         process.stdout.close()
+        with suppress(BrokenPipeError):  # of what it did not take
+            process.stdin.close()
     if status != 0:
         raise ImportError_(f"{command[0]} ended with status {status}, after the keys were stored")
 
@@ -230,8 +273,11 @@ async def import_sealed(vault: NitroVault) -> None:
 
     log = structlog.get_logger("signer.import")
 
+    is_closed = sys.stdin is None
+    incoming: _Lines = standard_input() if is_closed else _Pipe(sys.stdin.fileno(), "the operator", in_time=False)
+
     async def read() -> bytes:
-        return await trio.to_thread.run_sync(standard_input().readline, lines.MAX_LINE + 1, abandon_on_cancel=True)
+        return await trio.to_thread.run_sync(incoming.readline, lines.MAX_LINE + 1, abandon_on_cancel=True)
 
     def write(line: bytes) -> None:
         sys.stdout.buffer.write(line)

@@ -64,6 +64,10 @@ async def start(
         return Transport(settings.endpoint or host, connect, tls, place=place)
 
     sealing = KmsSealing(
-        recipient=recipient, make_transport=make_transport, clock=enclave.clock, strict=settings.strict
+        recipient=recipient,
+        make_transport=make_transport,
+        clock=enclave.clock,
+        strict=settings.strict,
+        kms_key=settings.kms_key,
     )
     return Program(enclave, sealing)

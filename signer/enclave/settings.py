@@ -15,6 +15,7 @@ DEFAULT_LOG_PORT = 2001  # LOG_PORT
 _PARENT = 3  # the CID of the parent, as an enclave sees it
 _KMS_PORT = 8000  # of the parent's proxy
 _LAST = 2**32 - 2  # the greatest CID and port; above it: any
+_KEY_ARN = re.compile(r"arn:aws(?:-[a-z]+)*:kms:[a-z0-9-]{1,32}:[0-9]{12}:key/[A-Za-z0-9-]{1,64}")
 _HOST = re.compile(r"(?!-)[a-z0-9-]{1,63}(?<!-)(\.(?!-)[a-z0-9-]{1,63}(?<!-))+")
 
 
@@ -32,6 +33,7 @@ class Settings:
     proxy_port: int = _KMS_PORT
     endpoint: str | None = None  # the host name of KMS, in place of the region's
     strict: bool = False  # whether legacy blobs and keys in clear are refused
+    kms_key: str | None = None  # ARN of the only KMS key that seals and opens here; None: the host names it
 
 
 def read(environment: Mapping[str, str]) -> Settings:
@@ -43,6 +45,7 @@ def read(environment: Mapping[str, str]) -> Settings:
         proxy_port=_number(environment, "PROXY_PORT", "a port number", _KMS_PORT),
         endpoint=_endpoint(environment.get("ENDPOINT", "")),
         strict=_switch(environment, "SEAL_STRICT"),
+        kms_key=_key_arn(environment.get("KMS_KEY", "")),
     )
 
 
@@ -60,6 +63,15 @@ def _switch(environment: Mapping[str, str], name: str) -> bool:
     if text not in ("", "0", "1"):
         raise SettingsError(f"{name}: expected 0 or 1, got {text!r}")
     return text == "1"
+
+
+def _key_arn(text: str) -> str | None:
+    """A key's ARN, which names account and region: an alias or an id could be anybody's."""
+    if text == "":
+        return None
+    if _KEY_ARN.fullmatch(text) is None:
+        raise SettingsError(f"KMS_KEY: expected arn:aws:kms:<region>:<account>:key/<id>, got {text!r}")
+    return text
 
 
 def _endpoint(text: str) -> str | None:

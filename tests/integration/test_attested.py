@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import json
+import signal
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -296,6 +297,30 @@ real.stdin.close(); real.wait()
     )
     assert done.returncode == 1
     assert b"don't trust it" in done.stderr
+
+
+def test_an_import_that_is_interrupted_ends_in_order(world: World) -> None:
+    """Its thread still waits for the operator's machine."""
+    world.start_enclave()
+    host = subprocess.Popen(
+        world.setup.command("import", "--sealed", "-v", "nitro"),
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        env=ENVIRONMENT,
+    )
+    with host:
+        assert host.stdin is not None
+        assert host.stdout is not None
+        assert host.stderr is not None
+        host.stdin.write(lines.Question(NONCE).line())
+        host.stdin.flush()
+        lines.read_answer(host.stdout.readline())
+        host.send_signal(signal.SIGINT)
+        told = host.stderr.read()
+        assert host.wait() == 1, told
+    assert b"Aborted." in told
+    assert b"Fatal" not in told
 
 
 def test_no_key_in_clear_is_left_on_the_host(world: World) -> None:

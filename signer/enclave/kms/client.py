@@ -126,9 +126,10 @@ class KmsClient:
         attempts = _Attempts(self._breaker, self._chance, trio.current_time() + self._call_timeout)
         with trio.move_on_after(self._call_timeout):
             return await self._repeatedly(operation, parameters, attempts, attested=attested)
-        self._breaker.failed(trio.current_time())
+        why = f"AWS KMS gave no answer to {operation} within {self._call_timeout:g} s"
+        self._breaker.failed(trio.current_time(), why)
         last = f"; before that: {attempts.last}" if attempts.last else ""
-        raise KmsError("SDK error", f"AWS KMS gave no answer to {operation} within {self._call_timeout:g} s{last}")
+        raise KmsError("SDK error", f"{why}{last}")
 
     async def _repeatedly(
         self, operation: str, parameters: Mapping[str, object], attempts: "_Attempts", *, attested: bool
@@ -148,7 +149,7 @@ class KmsClient:
                 continue
             if answer.status == 200:
                 return self._checked(answer, operation, access), addressee
-            fault = parse_fault(answer.status, answer.headers, answer.body)
+            fault = parse_fault(answer.status, answer.headers, answer.body, secrets=access.credentials.secrets)
             count("kms_failures", known_name(fault))
             wait = self._wait_behind(fault, attempts, access, attested=attested, now=now)
             if wait is None:
@@ -177,7 +178,8 @@ class KmsClient:
         if not self._breaker.admit(trio.current_time()):
             raise KmsError(
                 "SDK error",
-                f"AWS KMS did not answer {self._breaker.failures} times in a row: waiting for the next probe",
+                f"AWS KMS did not answer {self._breaker.failures} times in a row: waiting for the next probe; "
+                f"the last time: {self._breaker.last}",
             )
         count("kms_calls", operation)
         transport = self._transport(access.region)
@@ -191,8 +193,8 @@ class KmsClient:
         )
         try:
             answer = await transport.post(headers, body)
-        except TransportError:
-            self._breaker.failed(trio.current_time())
+        except TransportError as exc:
+            self._breaker.failed(trio.current_time(), str(exc))
             raise
         self._breaker.worked()
         return answer

@@ -6,7 +6,7 @@ spelling or nowhere, and a load balancer's answer need not be JSON at all.
 
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from enum import Enum
@@ -60,8 +60,11 @@ def known_name(fault: Fault) -> str:
     return fault.name if named else f"HTTP {fault.status}"
 
 
-def parse_fault(status: int, headers: Mapping[str, str], body: bytes) -> Fault:
-    """The fault in an answer; *headers* have lower-case names. Never raises."""
+def parse_fault(status: int, headers: Mapping[str, str], body: bytes, *, secrets: Collection[str] = ()) -> Fault:
+    """The fault in an answer; *headers* have lower-case names. Never raises.
+
+    AWS may quote the request in its text: *secrets* are taken out before the text is cut, where a part could remain.
+    """
     fields = _object(body)
     name = _name(fields.get("__type")) or _name(headers.get("x-amzn-errortype"))
     text = fields.get("message")
@@ -70,11 +73,17 @@ def parse_fault(status: int, headers: Mapping[str, str], body: bytes) -> Fault:
     return Fault(
         status=status,
         name=name,
-        message=_one_line(text) if isinstance(text, str) else "",
+        message=_one_line(_without(secrets, text)) if isinstance(text, str) else "",
         request_id=_one_line(headers.get("x-amzn-requestid", ""))[:64],
         date=_date(headers.get("date", "")),
         retry_after=_seconds(headers.get("retry-after", "")),
     )
+
+
+def _without(secrets: Collection[str], text: str) -> str:
+    for secret in secrets:
+        text = text.replace(secret, "(secret)")
+    return text
 
 
 def _object(body: bytes) -> dict[str, object]:

@@ -31,6 +31,7 @@ class Breaker:
         self._failures = 0
         self._quiet_until = 0.0
         self._next_probe = 0.0
+        self.last = ""  # why the latest attempt failed
 
     @property
     def failures(self) -> int:
@@ -55,8 +56,9 @@ class Breaker:
         self._failures = 0
         self._quiet_until = 0.0
 
-    def failed(self, now: float) -> None:
+    def failed(self, now: float, why: str) -> None:
         """No answer: connection, TLS or time."""
+        self.last = why
         self._failures += 1
         if self._failures >= _FAILURES and now >= self._quiet_until:
             self._quiet_until = now + _QUIET

@@ -22,6 +22,11 @@ class Credentials:
     secret_access_key: str = field(repr=False)
     session_token: str | None = field(default=None, repr=False)
 
+    @property
+    def secrets(self) -> tuple[str, ...]:
+        """What no text may show."""
+        return (self.secret_access_key, *([self.session_token] if self.session_token else []))
+
 
 def signed_headers(
     credentials: Credentials, *, host: str, region: str, target: str, body: bytes, now: datetime, service: str = "kms"

@@ -118,6 +118,8 @@ def _encode(key_type: str, address: str, wrapped: bytes, nonce: bytes, marks: st
 
 def seal(key: SecretKey, data_key: bytearray, wrapped: bytes, *, marks: str | None = None) -> bytes:
     """The blob of *key* under *data_key* (32 bytes, of no other blob), which KMS gave together with *wrapped*."""
+    if not 0 < len(wrapped) <= MAX_WRAPPED:  # `parse` would never take it back, and the key be lost
+        raise BlobError("format", f"a wrapped data key has 1 to {MAX_WRAPPED} bytes, not {len(wrapped)}")
     nonce = os.urandom(_NONCE_LENGTH)
     header = _encode(CURVE_NAMES[key.curve], str(key.public_key.hash), wrapped, nonce, marks)
     prefix = MAGIC + _HEADER_LENGTH.pack(len(header)) + header

@@ -47,7 +47,9 @@ def kms_host(region: str) -> str:
 class KmsSealing:
     """Seals by KMS; the sessions share connections, the breaker and the recipient.
 
-    *make_transport* opens the connections to a host name; `aclose` closes them. *strict* is the image's SEAL_STRICT.
+    *make_transport* opens the connections to a host name; `aclose` closes them. *strict* is the image's SEAL_STRICT,
+    *kms_key* its KMS_KEY: the host chooses credentials and key, so it could have an imported key sealed under a KMS key
+    of its own, and open that elsewhere. An image that has the ARN seals and opens under that key alone.
     """
 
     name = "kms"
@@ -59,7 +61,9 @@ class KmsSealing:
         make_transport: Callable[[str], Transport],
         clock: Clock,
         strict: bool = False,
+        kms_key: str | None = None,
     ) -> None:
+        self._kms_key = kms_key
         self.takes_unencrypted = not strict
         self._strict = strict
         self._recipient = recipient
@@ -71,13 +75,13 @@ class KmsSealing:
     def session(self, credentials: Initialize) -> "KmsSealer":
         """The sealer of one session; raises `SealingError` for credentials that cannot work."""
         client = KmsClient(
-            access_of(credentials),
+            access_of(credentials, self._kms_key),
             transport=self._transport,
             recipient=self._recipient,
             clock=self._clock,
             breaker=self._breaker,
         )
-        return KmsSealer(client, strict=self._strict, version_1=credentials.seal == SEAL_V1)
+        return KmsSealer(client, strict=self._strict, version_1=credentials.seal == SEAL_V1, kms_key=self._kms_key)
 
     async def aclose(self) -> None:
         """Close the connections that are kept."""
@@ -94,8 +98,9 @@ class KmsSealing:
 class KmsSealer:
     """Seals and opens keys with one session's credentials."""
 
-    def __init__(self, client: KmsClient, *, strict: bool, version_1: bool) -> None:
+    def __init__(self, client: KmsClient, *, strict: bool, version_1: bool, kms_key: str | None) -> None:
         self._client = client
+        self._kms_key = kms_key
         self._strict = strict
         self._version_1 = version_1
 
@@ -132,7 +137,7 @@ class KmsSealer:
             raise
 
     def update(self, credentials: Initialize) -> None:
-        self._client.access = access_of(credentials)
+        self._client.access = access_of(credentials, self._kms_key)
         self._version_1 = self._version_1 or credentials.seal == SEAL_V1  # never back to blobs that bind less
 
     async def _seal_version_1(self, key: SecretKey, marks: str | None) -> bytes:
@@ -170,10 +175,17 @@ class KmsSealer:
             _wipe(plaintext)
 
 
-def access_of(credentials: Initialize) -> Access:
-    """What to ask KMS with; raises `SealingError`, which names the field and never shows a secret."""
+def access_of(credentials: Initialize, kms_key: str | None = None) -> Access:
+    """What to ask KMS with; raises `SealingError`, which names the field and never shows a secret.
+
+    *kms_key* is the only key to ask for, if there is one.
+    """
     _check("region", credentials.region, _REGION)
     _check("encryption_key_id", credentials.encryption_key_id, _KEY_ID)
+    if kms_key not in (None, credentials.encryption_key_id):
+        raise SealingError(
+            _ERROR, f"Initialize: encryption_key_id: this image seals under {kms_key} alone, configure that ARN"
+        )
     _check("access_key_id", credentials.access_key_id, _ACCESS_KEY_ID)
     _check("secret_access_key", credentials.secret_access_key, _PRINTABLE, shown=False)
     if credentials.session_token is not None:

@@ -22,12 +22,21 @@ from signer.rpc.messages import Attest, Attested, Call, RemoteError, Result
 logger = structlog.get_logger(__name__)
 
 NONCE_SIZE = 32  # bytes
+_NO_ANSWER = "no answer"
 
 Ask = Callable[[Call], Awaitable[Result]]
 
 
 class NotAdmittedError(SignerError):
-    """The enclave did not prove what it has to be; the text says what is wrong, and what to do."""
+    """The enclave did not prove what it has to be; the text says what is wrong (*why*), and what to do."""
+
+    def __init__(self, why: str) -> None:
+        super().__init__(f"the enclave is not admitted, and was told no credentials: {why}")
+        self.why = why
+
+
+class NoProofError(NotAdmittedError):
+    """The enclave answered with an error in the place of a document: nothing speaks for it, nor against it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -103,7 +112,7 @@ class Judge:
     async def admit(self, ask: Ask) -> bytes | None:
         """The boot id of an enclave that is what it has to be; None for one that may be anything.
 
-        Raises `NotAdmittedError`, and what *ask* does for a connection that is lost.
+        Raises `NotAdmittedError`, of which `NoProofError` is one, and what *ask* does for a connection that is lost.
         """
         if self._mode == "off":
             self._tell("off")
@@ -111,7 +120,7 @@ class Judge:
         try:
             found = await evidence(ask, self._wanted, now=self._now)
         except RemoteError as exc:
-            why, outcome = f"it does not attest itself ({exc})", "no answer"
+            why, outcome = f"it does not attest itself ({exc})", _NO_ANSWER
         except DocumentError as exc:
             why, outcome = str(exc), exc.reason
         except ClaimsError as exc:
@@ -123,7 +132,8 @@ class Judge:
         self._count(outcome)
         self._tell(why)
         if self._mode == "require":
-            raise NotAdmittedError(f"the enclave is not admitted, and was told no credentials: {why}")
+            refusal = NoProofError if outcome == _NO_ANSWER else NotAdmittedError
+            raise refusal(why)
         return None
 
     def _count(self, outcome: str) -> None:

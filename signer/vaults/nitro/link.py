@@ -41,7 +41,7 @@ from signer.vaults.interface import SignatureMismatchError, VaultError, VaultUna
 from signer.vaults.nitro.credentials import Credentials, CredentialsProvider
 from signer.vaults.nitro.discovery import Locator, Place
 from signer.vaults.nitro.epochs import Epoch, Epochs, Line
-from signer.vaults.nitro.judge import Judge, NotAdmittedError
+from signer.vaults.nitro.judge import Judge, NoProofError, NotAdmittedError
 from signer.vaults.nitro.pace import Pace
 from signer.vaults.nitro.session import STALLED_AFTER, Session, SessionLostError, Slot
 from signer.vaults.nitro.storage import StoredKey
@@ -55,6 +55,7 @@ RESOLVE_TIMEOUT = 30.0  # seconds
 REFRESH_INTERVAL = 300.0  # seconds; the SDK renews what expires within 15 minutes, when it is asked
 RETRY_REFUSED = Pace(shortest=5.0, longest=60.0)  # blobs that KMS would not open
 IMPORTS_ON_THE_WIRE = 2  # a session: one being opened, and one on its way; a signature waits for no more than these
+LOOKUP_INTERVAL = 4.0  # seconds for which credentials just found are not doubted; below the first `RETRY_REFUSED`
 _EXPIRED = "ExpiredToken"  # KMS's name for it, in the enclave's error
 IMPORTS_SIDE_BY_SIDE = 16  # likewise, where the enclave has proved to be ours, which opens so many blobs at once
 PROBE_INTERVAL = 2.0  # seconds of silence after which a session is asked for a sign of life
@@ -157,10 +158,12 @@ class EnclaveLink:
         self._timeouts = timeouts
         self._on_served = on_served
         self._gate = judge
+        self._judging_again = trio.Lock()
         self._seal = seal
         self._tasks = tasks
         self._task = tasks.add(f"vault {name}")
         self._credentials: Credentials | None = None
+        self._looked_up_at = float("-inf")  # Trio's clock: when these were found
         self._scopes: dict[SessionEpoch, trio.CancelScope] = {}
         self._draining: set[SessionEpoch] = set()
         self._nursery: trio.Nursery | None = None
@@ -254,6 +257,7 @@ class EnclaveLink:
             try:
                 with trio.fail_after(RESOLVE_TIMEOUT):
                     found = await self._provider()
+                    self._looked_up_at = trio.current_time()
             except (SignerError, OSError, trio.TooSlowError) as exc:
                 why = str(exc) or f"(Nitro): no credentials within {RESOLVE_TIMEOUT:g} s"
                 task.failing(why if self._credentials is None else f"{why}; the old ones stay in use")
@@ -467,10 +471,28 @@ class EnclaveLink:
         return None
 
     async def _judge_again(self, session: Session, boot: bytes) -> None:
-        """What a session was opened with may not be what answers on it later."""
+        """What a session was opened with may not be what answers on it later.
+
+        One session at a time: signatures wait behind the question, and find another session free of it. A module that
+        fails is no other enclave: the session has its keys, is told no further credentials, and goes on.
+        """
         while True:
             await trio.sleep(JUDGE_INTERVAL)
-            found = await self._admit(session)
+            async with self._judging_again:
+                try:
+                    found = await self._gate.admit(session.call)
+                except NoProofError as exc:
+                    logger.warning(
+                        "an enclave that was admitted proves nothing now; its session goes on",
+                        vault_name=self._name,
+                        error=exc.why,
+                    )
+                    continue
+                except NotAdmittedError as exc:
+                    session.close(f"(Nitro): {exc}")
+                    return
+                except SessionLostError:
+                    return
             if found is not None and found != boot:
                 session.close("another enclave answers on this session than the one that it was opened with")
 
@@ -557,9 +579,15 @@ class EnclaveLink:
 
     def _refuse(self, line: SessionLine, stored: StoredKey, why: str) -> None:
         if _EXPIRED in why:
-            self.renew_credentials()  # what the session was opened with is over; it won't open the next blob either
+            self._credentials_expired(line.epoch.life.credentials)
         self.epochs.refuse(line, stored, why)
         self._tell_skipped(stored, why)
+
+    def _credentials_expired(self, credentials: Credentials) -> None:
+        """KMS takes *credentials* no more: look for others, but once for all the blobs that they did not open."""
+        is_news = trio.current_time() >= self._looked_up_at + LOOKUP_INTERVAL
+        if is_news and credentials == self._credentials:
+            self.renew_credentials()
 
     def _blame(self, line: SessionLine) -> None:
         """*line* was lost: if a blob was what the enclave did not come back from, the other keys go first now."""

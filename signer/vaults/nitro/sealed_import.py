@@ -152,7 +152,8 @@ def _fields(line: bytes) -> dict[str, object]:
         fields = None
     if not isinstance(fields, dict) or fields.get("tezos-signer") != VERSION:
         raise SealedImportError(
-            f"the other side does not speak {VERSION}; it said {line[:100].decode(errors='replace').strip()!r}"
+            f"the other side does not speak {VERSION}; it said {line[:100].decode(errors='replace').strip()!r} "
+            "(nothing else may print there, such as a start-up file of the host's shell)"
         )
     if "error" in fields:
         told = "".join(character if character.isprintable() else "?" for character in str(fields["error"])[:2000])

@@ -44,6 +44,7 @@ from signer.vaults.nitro.storage import KeyStorage, StorageAwayError
 KIND = "NitroEnclave"
 WATCH_INTERVAL = 1.0  # seconds between two looks at the key storage
 _SEALED_V1 = (b"TZSB\x01", b"TZSD\x01")  # by an enclave's image, and in development
+_UNKNOWN_IMPORT_KEY = "unknown import key"  # the enclave's words
 SILENCE = 1.0  # seconds without any reply, though some are due, after which the vault is not ready
 _OPENING = Pace(1.0, 10.0)  # between two tries to open a key storage that is away: a key serves soon after it is back
 
@@ -262,7 +263,14 @@ class NitroVault:
         """Store a key that was sealed to the key of such a document; nobody but the enclave sees it."""
         if any(str(key) == order.address for key in self._keys):
             raise VaultError(f"(Nitro): {order.address} is in the vault already")
-        return await self._create(order, lambda key: str(key.hash) == order.address, f"the key of {order.address}")
+        try:
+            return await self._create(order, lambda key: str(key.hash) == order.address, f"the key of {order.address}")
+        except VaultError as exc:
+            if not str(exc).endswith(_UNKNOWN_IMPORT_KEY):
+                raise
+            raise VaultError(
+                f"{exc} (it was used before, is ten minutes old, or the enclave was started again); run seal-for again"
+            ) from exc
 
     async def _create(
         self,

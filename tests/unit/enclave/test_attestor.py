@@ -13,6 +13,7 @@ from signer.attestation import claims
 from signer.attestation.claims import Claims
 from signer.attestation.document import Document, Expected, verify
 from signer.attestation.sealed import CREDENTIALS, info, raw_public_key, seal
+from signer.enclave import attestor as attestor_module
 from signer.enclave.attestor import Attestor, AttestorError
 from signer.enclave.entropy import kernel_entropy
 from signer.enclave.import_keys import ImportKey
@@ -165,6 +166,27 @@ def test_keys_are_wiped_in_time_where_nobody_asks() -> None:
         assert not any(kept.key.secret)
 
     trio.run(main, clock=MockClock(autojump_threshold=0))
+
+
+async def test_a_key_without_a_document_is_wiped(monkeypatch: pytest.MonkeyPatch, autojump_clock: MockClock) -> None:
+    """The module fails, or whoever asked goes away while it works."""
+    made: list[ImportKey] = []
+
+    def make(secret: bytes) -> ImportKey:
+        made.append(ImportKey(secret))
+        return made[-1]
+
+    monkeypatch.setattr(attestor_module, "ImportKey", make)
+    nsm = FakeNsm(failures={1: "InternalError"})
+    attestor = Attestor(nsm, boot_id=BOOT_ID, entropy=kernel_entropy)
+    with pytest.raises(AttestorError, match="attestation error"):
+        await attestor.attest(Attest("import", NONCE))
+    monkeypatch.setattr(nsm, "attest", lambda **_: trio.sleep_forever())
+    with trio.move_on_after(1) as left:
+        await attestor.attest(Attest("import", NONCE))
+    assert left.cancelled_caught
+    assert attestor.outstanding == 0
+    assert [any(key.secret) for key in made] == [False, False]
 
 
 async def test_at_most_five_a_second(autojump_clock: MockClock) -> None:

@@ -130,6 +130,15 @@ async def test_a_strict_image_takes_no_key_in_clear(rsa_keys: list[RSAPrivateKey
             await running.aclose()
 
 
+async def test_the_image_s_key_is_the_only_one(rsa_keys: list[RSAPrivateKey]) -> None:
+    async with image(rsa_keys) as here:
+        running = await here.start(Settings(kms_key="arn:aws:kms:us-west-2:123456789012:key/0d990263"))
+        reply = await running.new_session().answer(encode_call(INITIALIZE))
+        with pytest.raises(RemoteError, match="seals under arn:.* alone"):
+            decode_reply(INITIALIZE, reply)
+        await running.aclose()
+
+
 async def test_sessions_share_import_keys_and_the_limit(
     rsa_keys: list[RSAPrivateKey], autojump_clock: trio.testing.MockClock
 ) -> None:

@@ -11,7 +11,7 @@ DEFAULTS = Settings(listen_port=2000, proxy_cid=3, proxy_port=8000, endpoint=Non
     "environment",
     [
         {},
-        dict.fromkeys(("LISTEN_PORT", "PROXY_CID", "PROXY_PORT", "ENDPOINT", "SEAL_STRICT"), ""),
+        dict.fromkeys(("LISTEN_PORT", "PROXY_CID", "PROXY_PORT", "ENDPOINT", "SEAL_STRICT", "KMS_KEY"), ""),
         {"SEAL_STRICT": "0", "PATH": "/usr/bin"},
     ],
 )
@@ -26,6 +26,7 @@ def test_every_setting() -> None:
         "PROXY_PORT": "1",
         "ENDPOINT": "https://kms-fips.us-west-2.amazonaws.com",
         "SEAL_STRICT": "1",
+        "KMS_KEY": "arn:aws-us-gov:kms:us-gov-west-1:123456789012:key/mrk-0d990263",
     }
     assert read(environment) == Settings(
         listen_port=2100,
@@ -33,6 +34,7 @@ def test_every_setting() -> None:
         proxy_port=1,
         endpoint="kms-fips.us-west-2.amazonaws.com",
         strict=True,
+        kms_key="arn:aws-us-gov:kms:us-gov-west-1:123456789012:key/mrk-0d990263",
     )
 
 
@@ -80,3 +82,20 @@ def test_endpoints(suffix: str) -> None:
 def test_endpoints_that_are_none(value: str) -> None:
     with pytest.raises(SettingsError, match="^ENDPOINT: expected https://<host name>, got "):
         read({"ENDPOINT": value})
+
+
+@pytest.mark.parametrize(
+    "value",
+    [
+        "alias/baker",
+        "0d990263-6727-4a53-a8a5-6b4a7a2f2c36",
+        "arn:aws:kms:us-west-2:123456789012:alias/baker",
+        "arn:aws:kms:us-west-2::key/0d990263",
+        "arn:aws:kms:us-west-2:123456789012:key/",
+        "arn:aws:kms:us-west-2:123456789012:key/0d990263\n",
+        "arn:aws:s3:us-west-2:123456789012:key/0d990263",
+    ],
+)
+def test_the_key_is_named_by_its_arn(value: str) -> None:
+    with pytest.raises(SettingsError, match="^KMS_KEY: expected arn:aws:kms:"):
+        read({"KMS_KEY": value})

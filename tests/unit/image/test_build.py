@@ -74,6 +74,7 @@ def test_the_environment() -> None:
         ("LISTEN_PORT", "٣"),
         ("SEAL_STRICT", "yes"),
         ("ENDPOINT", "http://kms.example"),
+        ("KMS_KEY", "alias/baker"),
         ("ENDPOINT", "https://kms.example\nPATH=/tmp"),
         ("SEAL_STRCT", "1"),
         ("LD_PRELOAD", "/x.so"),

@@ -113,6 +113,52 @@ async def test_another_enclave_on_the_same_session_ends_it(
         assert enclave.connections == 2
 
 
+async def test_a_module_that_fails_later_costs_no_session(
+    path: Path, enclave: FakeEnclave, autojump_clock: trio.testing.MockClock
+) -> None:
+    """The keys are in the enclave's memory, and need no module."""
+    nsm = FakeNsm()
+    enclave.attestor = Attestor(nsm, boot_id=b"b" * 16, entropy=kernel_entropy)
+    async with running(path, enclave, sessions=2, judge=require()) as vault:
+        key = (await vault.generate(Curve.ED25519)).hash
+        await until(lambda: enclave.serving == 2)
+        asked = len(nsm.calls)
+        nsm.failures = dict.fromkeys(range(asked + 1, asked + 5), "InternalError")
+        await trio.sleep(2 * link_module.JUDGE_INTERVAL + 10)
+        assert len(nsm.calls) == asked + 4, "each session twice"
+        assert enclave.connections == 2
+        assert await signs(vault, key)
+        nsm.registers[0] = PCRS[1]  # but another enclave is another one
+        await trio.sleep(link_module.JUDGE_INTERVAL + 5)
+        assert not vault.serves(key)
+
+
+async def test_sessions_are_judged_again_one_after_the_other(
+    path: Path, enclave: FakeEnclave, monkeypatch: pytest.MonkeyPatch, autojump_clock: trio.testing.MockClock
+) -> None:
+    """Signatures wait behind a module that is slow."""
+    enclave.attestor = slow = attestor()
+    attest, at_once, most = slow.attest, 0, 0
+
+    async def slowly(call: Attest) -> bytes:
+        nonlocal at_once, most
+        at_once, most = at_once + 1, max(most, at_once + 1)
+        await trio.sleep(2)
+        at_once -= 1
+        return await attest(call)
+
+    async with running(path, enclave, sessions=3, judge=require()) as vault:
+        key = (await vault.generate(Curve.ED25519)).hash
+        await until(lambda: enclave.serving == 3)
+        monkeypatch.setattr(slow, "attest", slowly)
+        await trio.sleep(link_module.JUDGE_INTERVAL + 1)
+        began = trio.current_time()
+        assert await signs(vault, key)
+        assert trio.current_time() - began < 1
+        await trio.sleep(30)
+    assert (most, enclave.connections) == (1, 3)
+
+
 async def test_the_enclave_is_asked_for_the_format(path: Path, enclave: FakeEnclave, calls: list[Call]) -> None:
     async with running(path, enclave, seal="v1") as vault:
         await vault.generate(Curve.ED25519)
@@ -148,7 +194,7 @@ async def test_a_used_key_opens_nothing_more(path: Path, enclave: FakeEnclave) -
         other = ImportSealed(order.key, order.enc, order.ciphertext, "tz1LggX2HUdvJ1tF4Fvv8fjsrzLeW4Jr9t2Q")
         with pytest.raises(VaultError, match="import error: decryption failed"):
             await vault.import_sealed(other)
-        with pytest.raises(VaultError, match="import error: unknown import key"):
+        with pytest.raises(VaultError, match=r"import error: unknown import key \(it was used .*run seal-for again"):
             await vault.import_sealed(order)
         assert FileStorage(path).load() == []
 

@@ -9,8 +9,10 @@ from structlog.testing import capture_logs
 
 from signer.attestation import claims
 from signer.attestation.claims import Claims
+from signer.attestation.document import ROOT_SHA256
+from signer.config import NitroSettings
 from signer.rpc.messages import Attest, Attested, Call, RemoteError, Result, RpcErrorChain
-from signer.vaults.nitro.judge import Judge, NotAdmittedError, Wanted
+from signer.vaults.nitro.judge import Judge, NotAdmittedError, Wanted, wanted_of
 from signer.vaults.nitro.session import SessionLostError
 from tests.attested.documents import DEBUG_PCRS, PCRS, make_chain, make_document, root
 
@@ -164,3 +166,24 @@ async def test_each_question_has_a_nonce_of_its_own() -> None:
         await judge("require").admit(ask)
     assert len(set(nonces)) == 3
     assert {len(nonce) for nonce in nonces} == {32}
+
+
+async def test_another_root_counts_without_registers_too() -> None:
+    """Where nothing is compared, the root is all that there is."""
+    admitted = Judge("n", "require", Wanted(root_sha256=ROOT), now=lambda: NOW)
+    assert await admitted.admit(enclave()) == BOOT
+    with pytest.raises(NotAdmittedError, match="root"):
+        await Judge("n", "require", Wanted(), now=lambda: NOW).admit(enclave())
+
+
+@pytest.mark.parametrize(
+    ("configured", "allowed"), [({}, False), ({"allow_debug_mode": False}, False), ({"allow_debug_mode": True}, True)]
+)
+def test_what_the_configuration_wants(configured: dict[str, bool], allowed: bool) -> None:
+    nitro = NitroSettings.model_validate(
+        {"encryption_key_id": "alias/baker", "pcrs": {"PCR0": [PCRS[0].hex()], "PCR8": PCRS[3].hex()}} | configured
+    )
+    wanted = wanted_of(nitro)
+    assert wanted == Wanted(pcrs={0: frozenset([PCRS[0]]), 8: frozenset([PCRS[3]])}, allow_debug=allowed)
+    other = wanted_of(nitro.model_copy(update={"attestation_root": ROOT.hex()}))
+    assert (wanted.root_sha256, other.root_sha256) == (ROOT_SHA256, ROOT)

@@ -455,3 +455,27 @@ async def test_a_blob_taken_out_while_its_import_is_waited_for(path: Path, encla
         assert vault.ready
         assert list(vault.keys()) == keys[:1]
         assert await signs(vault, keys[0])
+
+
+async def test_credentials_that_expired_are_looked_for_at_once(
+    path: Path, enclave: FakeEnclave, autojump_clock: trio.testing.MockClock
+) -> None:
+    """Not in five minutes, and not once for each key."""
+    keys = await stored(path, enclave, 40)
+    provider, began = Provider(), trio.current_time()
+
+    async def refuse(frame: bytes) -> bytes:
+        await trio.sleep(0.02)  # as KMS
+        return encode_frame(encode_error("encryption error", "SDK error", "ExpiredTokenException: is expired"))
+
+    enclave.tamper_new = refuse
+    async with running(path, enclave, sessions=2, provider=provider) as vault:
+        await trio.sleep(12)
+        assert 2 <= provider.asked <= 4, "each blob was refused over two sessions, and again after some seconds"
+        enclave.tamper_new = None
+        provider.current = Credentials("second", "secret", "token", "r")
+        with trio.fail_after(60):
+            while not vault.serves(keys[-1]):
+                await vault.wait_change()
+        assert trio.current_time() - began < link_module.REFRESH_INTERVAL / 3
+        assert await signs(vault, keys[0])

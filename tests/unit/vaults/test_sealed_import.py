@@ -1,12 +1,17 @@
 """The lines of a sealed import: what each side makes of whatever the other one says."""
 
 import json
+from datetime import UTC, datetime
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from signer import crypto
+from signer.attestation import claims, sealed
+from signer.attestation.claims import Claims
+from signer.attestation.document import Expected
+from signer.crypto.interface import SecretKey
 from signer.rpc.messages import ImportSealed
 from signer.tezos.keys import Curve
 from signer.vaults.nitro import sealed_import
@@ -23,6 +28,7 @@ from signer.vaults.nitro.sealed_import import (
     read_question,
     refusal,
 )
+from tests.attested.documents import make_chain, make_document, root
 
 KEY = crypto.load_secret_key(Curve.ED25519, bytes(31) + b"\1").public_key
 READERS = (read_question, read_answer, read_order, read_imported)
@@ -98,3 +104,46 @@ def test_a_line_without_end_is_refused() -> None:
 def test_another_program_is_named_as_such() -> None:
     with pytest.raises(SealedImportError, match="does not speak sealed-import/1; it said 'Welcome to Debian'"):
         read_answer(b"Welcome to Debian\n")
+
+
+# -- the operator's machine
+
+NOW = datetime(2026, 11, 25, 12, 0, tzinfo=UTC)
+CHAIN = make_chain(at=NOW)
+NONCE = bytes(range(32))
+
+
+def document(purpose: str, address: str | None = None) -> bytes:
+    """Genuine, and with a key to seal to."""
+    _, public_key = sealed.generate()
+    told = claims.encode(Claims(purpose=purpose, boot_id=bytes(16), address=address))
+    return make_document(CHAIN, made_at=NOW, nonce=NONCE, public_key=public_key, user_data=told)
+
+
+def test_nothing_is_sealed_to_a_document_of_another_purpose() -> None:
+    secret = crypto.load_secret_key(Curve.ED25519, bytes(31) + b"\1")
+    expected = Expected(nonce=NONCE, needs_public_key=True, root_sha256=root().sha256)
+    order, _ = sealed_import.seal_for(document(claims.IMPORT), secret, expected, now=NOW)
+    assert order.address == str(secret.public_key.hash)
+    for other in (document(claims.SESSION), document(claims.KEY, order.address)):
+        with pytest.raises(SealedImportError, match="for another purpose than an import"):
+            sealed_import.seal_for(other, secret, expected, now=NOW)
+
+
+def test_the_copy_of_the_secret_is_wiped(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also where it cannot be encoded."""
+    secret = crypto.load_secret_key(Curve.ED25519, bytes(31) + b"\1")
+    copies: list[bytearray] = []
+    secret_bytes = type(secret).secret_bytes
+
+    def watched(self: SecretKey) -> bytearray:
+        copies.append(secret_bytes(self))
+        return copies[-1]
+
+    monkeypatch.setattr(type(secret), "secret_bytes", watched)
+    expected = Expected(nonce=NONCE, root_sha256=root().sha256)
+    sealed_import.seal_for(document(claims.IMPORT), secret, expected, now=NOW)
+    monkeypatch.setattr(sealed_import, "encode_private_key", lambda *_: 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        sealed_import.seal_for(document(claims.IMPORT), secret, expected, now=NOW)
+    assert copies == [bytes(32), bytes(32)]

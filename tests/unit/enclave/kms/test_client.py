@@ -353,7 +353,9 @@ async def test_a_dead_way_is_left_alone(autojump_clock: MockClock, rsa_keys: lis
         for _ in range(5):
             await here.chain()
         assert here.peer.connections == 20
-        assert "did not answer 20 times in a row" in (await here.chain())[1]
+        told = (await here.chain())[1]
+        assert "did not answer 20 times in a row" in told
+        assert "the last time: no connection to the proxy at vsock:3:8000: Connection refused" in told
         assert here.peer.connections == 20
         await trio.sleep(1)
         assert "Connection refused" in (await here.chain())[1]
@@ -432,3 +434,19 @@ async def test_cancelled_anywhere_the_client_goes_on(
                 await trio.lowlevel.checkpoint()
             nursery.cancel_scope.cancel()
         assert await here.client.decrypt(blob) == b"x"
+
+
+async def test_a_refusal_that_quotes_the_request_shows_no_part_of_a_secret(
+    autojump_clock: MockClock, rsa_keys: list[RSAPrivateKey]
+) -> None:
+    """AWS tells the canonical request of a signature that it refuses; the text is cut in the middle of the token."""
+    token, secret = "FwoGZXIvYXdz" * 80, "wJalrXUtnFEMI/K7MDENG+bPxRfiCYEXAMPLEKEY"
+    credentials = Credentials(access_key_id="AKIDEXAMPLE", secret_access_key=secret, session_token=token)
+    access = Access(credentials=credentials, region="us-west-2", key_id="alias/baker")
+    text = f"The Canonical String should have been 'POST\n/\n\nx-amz-security-token:{token}\n' by {secret}"
+    async with world(rsa_keys, access) as here:
+        here.custody.replies = [fault("InvalidSignatureException", text)]
+        told = ": ".join(await here.chain())
+    assert "x-amz-security-token:(secret) ' by (secret)" in told
+    assert "FwoG" not in told
+    assert "wJal" not in told

@@ -19,7 +19,7 @@ def test_the_other_side_may_ask_for_more_never_for_less() -> None:
 
 def failing(breaker: Breaker, times: int, now: float) -> None:
     for _ in range(times):
-        breaker.failed(now)
+        breaker.failed(now, "no way")
 
 
 def test_a_dead_way_gets_one_probe_a_second() -> None:

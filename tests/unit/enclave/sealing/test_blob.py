@@ -141,6 +141,14 @@ def test_a_blob_is_bounded() -> None:
         seal(key, DATA_KEY, bytes(6144), marks="m" * 2000)
 
 
+@pytest.mark.parametrize("length", [0, 6145, 7900])
+def test_nothing_is_sealed_that_would_not_open(length: int) -> None:
+    key = load_secret_key(Curve.ED25519, bytes(31) + b"\1")
+    with pytest.raises(BlobError, match="a wrapped data key has 1 to 6144 bytes"):
+        seal(key, DATA_KEY, bytes(length))
+    assert reason_of(seal(key, DATA_KEY, bytes(6144), marks=MARKS)) == "ok"
+
+
 def test_the_key_is_compared_with_the_address() -> None:
     """Whoever could have a data key made may seal anything, but not under another key's address or type."""
     first, second = (load_secret_key(Curve.ED25519, bytes(31) + bytes([number])) for number in (1, 2))

@@ -36,7 +36,7 @@ SECRET = bytes(range(1, 33))
 class World:
     """A sealing, the KMS behind it and what it was connected to."""
 
-    def __init__(self, nursery: trio.Nursery, key: RSAPrivateKey, *, strict: bool) -> None:
+    def __init__(self, nursery: trio.Nursery, key: RSAPrivateKey, *, strict: bool, kms_key: str | None) -> None:
         self.custody = Custody()
         self.hosts: list[str] = []
         self.peer = Peer(nursery, self.custody.script)
@@ -46,6 +46,7 @@ class World:
             make_transport=self._make_transport,
             clock=FixedClock(),
             strict=strict,
+            kms_key=kms_key,
         )
 
     def session(self, credentials: Initialize = INITIALIZE) -> Sealer:
@@ -61,9 +62,11 @@ class World:
 
 
 @asynccontextmanager
-async def world(rsa_keys: list[RSAPrivateKey], *, strict: bool = False) -> AsyncIterator[World]:
+async def world(
+    rsa_keys: list[RSAPrivateKey], *, strict: bool = False, kms_key: str | None = None
+) -> AsyncIterator[World]:
     async with trio.open_nursery() as nursery:
-        here = World(nursery, rsa_keys[0], strict=strict)
+        here = World(nursery, rsa_keys[0], strict=strict, kms_key=kms_key)
         yield here
         await here.sealing.aclose()
         nursery.cancel_scope.cancel()
@@ -138,6 +141,28 @@ async def test_reseal(rsa_keys: list[RSAPrivateKey], autojump_clock: MockClock) 
             assert new.blob != old
             assert sealer.marks(new.blob) == marks
             assert (await sealer.open(new.blob)).public_key == key.public_key
+
+
+async def test_a_reseal_that_fails_wipes_the_key(
+    rsa_keys: list[RSAPrivateKey], autojump_clock: MockClock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    opened: list[SecretKey] = []
+    wiped: list[SecretKey] = []
+    async with world(rsa_keys) as here:
+        sealer = here.session()
+        sealed, open_ = await sealer.seal(key_of()), sealer.open
+
+        async def opening(data: bytes) -> SecretKey:
+            opened.append(await open_(data))
+            here.custody.replies = [fault("DisabledException")]
+            return opened[-1]
+
+        monkeypatch.setattr(sealer, "open", opening)
+        monkeypatch.setattr(type(key_of()), "wipe", lambda self: wiped.append(self))
+        with pytest.raises(SealingError, match="DisabledException"):
+            await sealer.reseal(sealed)
+    assert len(opened) == 1
+    assert wiped == opened
 
 
 async def test_a_strict_image(rsa_keys: list[RSAPrivateKey], autojump_clock: MockClock) -> None:
@@ -258,6 +283,21 @@ async def test_credentials_that_cannot_work(
         with pytest.raises(SealingError, match=f"encryption error: Initialize: {field}: .*{text}") as caught:
             here.session(replace(INITIALIZE, **change))
         assert "hidden" not in str(caught.value)
+
+
+async def test_an_image_with_a_key_of_its_own_takes_no_other(
+    rsa_keys: list[RSAPrivateKey], autojump_clock: MockClock
+) -> None:
+    """The parent names a KMS key that it may use itself, to open elsewhere what was imported or made here."""
+    async with world(rsa_keys, kms_key=ARN) as here:
+        for other in ("alias/baker", ARN.rpartition("/")[2], ARN.replace("123456789012", "666666666666"), ""):
+            with pytest.raises(SealingError, match=f"encryption_key_id: .*(seals under {ARN} alone|empty)"):
+                here.session(replace(INITIALIZE, encryption_key_id=other))
+        sealer = here.session(replace(INITIALIZE, encryption_key_id=ARN))
+        with pytest.raises(SealingError, match="alone"):
+            sealer.update(INITIALIZE)
+        await sealer.open(await sealer.seal(key_of()))
+        assert {request.members["KeyId"] for request in here.custody.requests} == {ARN}
 
 
 @pytest.mark.parametrize(

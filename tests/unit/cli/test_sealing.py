@@ -1,0 +1,80 @@
+"""The command that `seal-for` speaks through: one that is silent, floods, or does not end."""
+
+import os
+import sys
+from collections.abc import Iterator
+from io import BytesIO
+
+import pytest
+
+from signer.cli import sealing
+from signer.cli.secret_keys import ImportError_
+
+PAUSE = (sys.executable, "-c", "import signal; print('a line', flush=True); signal.pause()")
+
+
+@pytest.fixture
+def pipe() -> Iterator[tuple[int, sealing._Pipe]]:
+    """Where to write, and what reads it."""
+    reading, writing = os.pipe()
+    yield writing, sealing._Pipe(reading, "ssh")
+    os.close(reading)
+
+
+@pytest.mark.parametrize("chunks", [[b"one\ntwo\n", b"rest"], [b"o", b"ne", b"\n", b"two\nrest"]])
+def test_lines_however_they_come(pipe: tuple[int, sealing._Pipe], chunks: list[bytes]) -> None:
+    writing, lines = pipe
+    for chunk in chunks:
+        os.write(writing, chunk)
+    os.close(writing)
+    assert [lines.readline(100) for _ in range(4)] == [b"one\n", b"two\n", b"rest", b""]
+
+
+def test_a_line_without_end_is_cut(pipe: tuple[int, sealing._Pipe]) -> None:
+    writing, lines = pipe
+    os.write(writing, b"x" * 1000)  # and the pipe stays open
+    assert lines.readline(100) == b"x" * 100
+    assert len(lines._buffer) <= 100, "no more is held than was asked for"
+    os.close(writing)
+
+
+def test_a_command_that_says_nothing_is_left(monkeypatch: pytest.MonkeyPatch) -> None:
+    def ask() -> None:
+        with sealing._line(PAUSE) as line:
+            assert line.ask(b"\n") == b"a line\n"
+            monkeypatch.setattr(sealing, "_ANSWER_TIMEOUT", 0.05)
+            line.ask(b"\n")
+
+    with pytest.raises(ImportError_, match="has not answered for 0.05 s"):
+        ask()
+
+
+def test_half_a_line_does_not_buy_time(pipe: tuple[int, sealing._Pipe], monkeypatch: pytest.MonkeyPatch) -> None:
+    writing, lines = pipe
+    os.write(writing, b"half")
+    monkeypatch.setattr(sealing, "_ANSWER_TIMEOUT", 0.05)
+    with pytest.raises(ImportError_, match="ssh has not answered"):
+        lines.readline(100)
+    os.close(writing)
+
+
+def test_a_command_that_does_not_end_is_ended(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sealing, "_END_TIMEOUT", 0.05)
+    with pytest.raises(ImportError_, match="did not end within 0.05 s, after the keys were stored"):  # noqa: SIM117
+        with sealing._line(PAUSE) as line:
+            assert line.ask(b"\n") == b"a line\n"
+
+
+def test_the_end_of_a_command_that_takes_nothing_is_no_fault_of_ours() -> None:
+    def ask() -> None:
+        with sealing._line((sys.executable, "-c", "")) as line:
+            assert line._incoming.readline(1) == b"", "it has ended"
+            line.ask(b"x" * 100)
+
+    with pytest.raises(ImportError_, match="said nothing more"):
+        ask()
+
+
+def test_the_way_without_a_command_has_no_limit() -> None:
+    line = sealing._Line(BytesIO(), BytesIO(b"answer\n"), "the other side")
+    assert line.ask(b"question\n") == b"answer\n"
