@@ -153,7 +153,7 @@ class KmsClient:
             count("kms_failures", known_name(fault))
             wait = self._wait_behind(fault, attempts, access, attested=attested, now=now)
             if wait is None:
-                raise await self._refused(fault, operation, access, attested=attested)
+                raise await self._refused(fault, operation, access, attested=attested, now=now)
             await trio.sleep(wait)
 
     async def _addressee(self) -> Addressee:
@@ -211,9 +211,11 @@ class KmsClient:
             self._clock.correct(self._clock.offset + (fault.date - self._clock.now()).total_seconds())
         return wait
 
-    async def _refused(self, fault: Fault, operation: str, access: Access, *, attested: bool) -> KmsError:
+    async def _refused(
+        self, fault: Fault, operation: str, access: Access, *, attested: bool, now: datetime
+    ) -> KmsError:
         pcr0 = await self._recipient.pcr0() if attested else None
-        cause = cause_of(fault, Call(operation, access.key_id, attested, access.region, pcr0))
+        cause = cause_of(fault, Call(operation, access.key_id, attested, access.region, pcr0, now))
         return KmsError("SDK error", str(fault), *([cause] if cause else []), fault=fault)
 
     def _checked(self, answer: Answer, operation: str, access: Access) -> dict[str, Any]:

@@ -45,13 +45,15 @@ class Repeat(Enum):
 
 @dataclass(frozen=True, slots=True)
 class Call:
-    """The facts of one call that a refusal is explained with. *pcr0* is this image's own, where it is known."""
+    """The facts of one call that a refusal is explained with. *pcr0* is this image's own, where it is known, and
+    *signed_at* the time that the refused request was signed with."""
 
     operation: str
     key_id: str
     attested: bool
     region: str = ""
     pcr0: bytes | None = None
+    signed_at: datetime | None = None
 
 
 def known_name(fault: Fault) -> str:
@@ -162,6 +164,9 @@ _CAUSES: dict[str, str] = {
 }
 _EXPIRED_CAUSE = "the session token has expired: the host must send new credentials"
 _CLOCK_CAUSE = "the enclave's clock is wrong by minutes, or the proxy holds requests back"
+_NOT_THE_CLOCK_CAUSE = (
+    "the clocks of the enclave and of AWS agree: the proxy holds requests back, or the credentials are at fault"
+)
 _THROTTLED_CAUSE = "too many requests to AWS KMS in this account and region"
 _BROKEN_CAUSE = "AWS KMS is in trouble: this passes"
 
@@ -182,8 +187,7 @@ def repeat_of(fault: Fault, *, attested: bool, now: datetime) -> Repeat:
     """What a repeat needs; *now* is the time that the request was signed with."""
     if is_about_time(fault):
         # A refusal for time although the clocks agree is a fault of the credentials, section 3.5.
-        wrong = fault.date is not None and abs(fault.date - now) > _CLOCK_TOLERANCE
-        return Repeat.NEW_TIME if wrong else Repeat.NEVER
+        return Repeat.NEVER if fault.date is None or _agree(fault.date, now) else Repeat.NEW_TIME
     if fault.status >= 500 or fault.status == 429 or fault.name in _LATER:
         return Repeat.LATER
     if fault.name == "ValidationException" and attested:
@@ -191,12 +195,16 @@ def repeat_of(fault: Fault, *, attested: bool, now: datetime) -> Repeat:
     return Repeat.NEVER
 
 
+def _agree(theirs: datetime | None, ours: datetime | None) -> bool:
+    return theirs is not None and ours is not None and abs(theirs - ours) <= _CLOCK_TOLERANCE
+
+
 def cause_of(fault: Fault, call: Call) -> str:
     """The likely cause in words that say what to do; "" where KMS's own text has to be enough."""
     if is_expired(fault):
         return _EXPIRED_CAUSE
     if is_about_time(fault):
-        return _CLOCK_CAUSE
+        return _NOT_THE_CLOCK_CAUSE if _agree(fault.date, call.signed_at) else _CLOCK_CAUSE
     if fault.name in _DENIED:
         return _denied(call)
     if fault.name == "ValidationException":

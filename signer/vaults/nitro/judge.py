@@ -23,6 +23,7 @@ logger = structlog.get_logger(__name__)
 
 NONCE_SIZE = 32  # bytes
 _NO_ANSWER = "no answer"
+_UNINITIALIZED = ("uninitialized",)
 
 Ask = Callable[[Call], Awaitable[Result]]
 
@@ -74,6 +75,16 @@ def wanted_of(nitro: NitroSettings) -> Wanted:
     )
 
 
+def no_proof(error: RemoteError) -> str:
+    """Why an enclave answered with *error* in the place of a document, for a person.
+
+    Attest may come before Initialize: whoever wants that first has rules that know nothing of it.
+    """
+    if error.unknown_call or error.chain.messages == _UNINITIALIZED:
+        return "it does not know how to (tee-signer, or an older image)"
+    return str(error)
+
+
 async def evidence(ask: Ask, wanted: Wanted, *, now: Callable[[], datetime] | None = None) -> Evidence:
     """Have an enclave attest itself to us, now.
 
@@ -120,7 +131,7 @@ class Judge:
         try:
             found = await evidence(ask, self._wanted, now=self._now)
         except RemoteError as exc:
-            why, outcome = f"it does not attest itself ({exc})", _NO_ANSWER
+            why, outcome = f"it does not attest itself: {no_proof(exc)}", _NO_ANSWER
         except DocumentError as exc:
             why, outcome = str(exc), exc.reason
         except ClaimsError as exc:
@@ -158,7 +169,7 @@ class Judge:
         elif self._mode == "warn":
             logger.warning("the enclave is not what it has to be; going on", vault_name=self._name, error=what)
         elif self._mode == "off":
-            logger.info(
+            logger.warning(
                 "enclaves are not attested: whatever answers is told the credentials; pcrs in the configuration of "
                 "the vault has them prove what they are",
                 vault_name=self._name,

@@ -756,6 +756,11 @@ class EnclaveLink:
         try:
             return line, await line.channel.call(call)
         except RemoteError as exc:
+            if exc.unknown_call:
+                name = type(call).__name__
+                raise VaultError(
+                    f"(Nitro): the enclave does not know {name}: it runs tee-signer, or an older image than this signer"
+                ) from exc
             raise VaultError(f"(Nitro): RPC Error: {exc}") from exc
         except SessionLostError as exc:
             raise self._unavailable(str(exc)) from exc

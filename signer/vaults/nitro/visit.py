@@ -11,7 +11,7 @@ from signer.errors import SignerError
 from signer.rpc.messages import RemoteError
 from signer.vaults.interface import VaultError
 from signer.vaults.nitro.discovery import Place, locator
-from signer.vaults.nitro.judge import Evidence, Wanted, evidence
+from signer.vaults.nitro.judge import Evidence, Wanted, evidence, no_proof
 from signer.vaults.nitro.session import Session, SessionLostError
 
 
@@ -44,8 +44,7 @@ async def visit(nitro: NitroSettings, wanted: Wanted) -> Visit:
         try:
             outcome = Visit(place, await evidence(session.call, wanted), datetime.now(UTC))
         except RemoteError as exc:
-            why = "it does not know how to: tee-signer, or an older image" if exc.unknown_call else str(exc)
-            outcome = VaultError(f"the enclave at {place} does not attest itself: {why}")
+            outcome = VaultError(f"the enclave at {place} does not attest itself: {no_proof(exc)}")
         except SessionLostError as exc:
             outcome = VaultError(f"the enclave at {place}: {exc}")
         except SignerError as exc:

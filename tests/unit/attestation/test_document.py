@@ -13,6 +13,7 @@ import pytest
 from cryptography import x509
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.hashes import SHA256, SHA384
+from cryptography.hazmat.primitives.serialization import load_der_private_key
 from cryptography.x509.name import _ASN1Type
 from cryptography.x509.oid import ExtendedKeyUsageOID
 from hypothesis import given
@@ -31,6 +32,7 @@ from tests.attested.documents import (
     make_document,
     make_payload,
     milliseconds,
+    register,
     root,
     sign,
 )
@@ -95,6 +97,21 @@ def test_the_pinned_root_is_that_of_aws() -> None:
     assert Expected(nonce=None).root_sha256 == ROOT_SHA256
     subject = x509.load_der_x509_certificate(certificate).subject.rfc4514_string()
     assert subject == "CN=aws.nitro-enclaves,OU=AWS,O=Amazon,C=US"
+
+
+def test_the_vectors_are_of_the_parts_that_they_name() -> None:
+    test_root = base64.b64decode(VECTORS["test_root"]["certificate"])
+    assert hashlib.sha256(test_root).hexdigest() == VECTORS["test_root"]["sha256"] == VECTORS["defaults"]["root_sha256"]
+    payload = cbor2.loads(cbor2.loads(document("valid"))[2])
+    assert payload["cabundle"][0] == test_root
+    certificate = x509.load_der_x509_certificate(payload["certificate"])
+    key = load_der_private_key(base64.b64decode(VECTORS["leaf_private_key_pkcs8"]), None)
+    assert isinstance(key, ec.EllipticCurvePrivateKey)
+    assert certificate.public_key() == key.public_key()
+    expected, now = inputs()
+    found = verify(document("valid"), expected, now=now)
+    assert found.pcrs[3] == register(VECTORS["pcr3_role_arn"].encode()), "the ARN is hashed once, behind the zeros"
+    assert found.pcrs[4] == register(VECTORS["pcr4_instance_id"].encode())
 
 
 def test_the_root_of_aws_is_wanted_unless_another_is_configured() -> None:

@@ -21,6 +21,7 @@ from signer.attestation.sealed import (
     seal,
 )
 from signer.errors import SignerError
+from tests.unit.attestation import hpke
 from tests.unit.attestation.vectors import VECTORS, document
 
 ADDRESS = "tz1LggX2HUdvJ1tF4Fvv8fjsrzLeW4Jr9t2Q"
@@ -51,6 +52,21 @@ def test_what_was_sealed_opens(plaintext: bytes, bound_to: bytes) -> None:
     enc, ciphertext = seal(raw_public_key(public_key), bound_to, plaintext)
     assert (len(enc), len(ciphertext)) == (32, len(plaintext) + 16)
     assert open_(secret, enc, ciphertext, bound_to) == plaintext
+
+
+@pytest.mark.parametrize("marks", [None, TABLE])
+def test_a_reader_of_the_specification_agrees(marks: str | None) -> None:
+    """Both sides here take HPKE and `info` from one place; the vectors have no marks, and open only."""
+    secret, public_key = generate()
+    bound_to = b"tezos-signer/import/1\0" + hashlib.sha256(b"document").digest() + ADDRESS.encode()
+    if marks is not None:
+        bound_to += b"\0" + marks.encode()
+    assert info(b"document", ADDRESS, marks) == bound_to
+    assert public_key == bytes.fromhex("302a300506032b656e032100") + raw_public_key(public_key)
+    enc, ciphertext = seal(raw_public_key(public_key), bound_to, b"secret")
+    assert hpke.open_(bytes(secret), enc, ciphertext, bound_to) == b"secret"
+    theirs = hpke.seal(raw_public_key(public_key), bound_to, b"secret", ephemeral=bytes(range(32)))
+    assert open_(secret, *theirs, bound_to) == b"secret"
 
 
 def test_a_fresh_key_each_time_and_another_ciphertext() -> None:

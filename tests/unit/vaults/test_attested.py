@@ -11,7 +11,8 @@ from signer import crypto
 from signer.attestation.document import DocumentError, Expected
 from signer.enclave.attestor import Attestor
 from signer.enclave.entropy import kernel_entropy
-from signer.rpc.messages import Attest, Call, ImportSealed, Initialize, decode_call
+from signer.rpc.frames import encode_frame
+from signer.rpc.messages import Attest, Call, ImportSealed, Initialize, decode_call, encode_error
 from signer.tezos.keys import Curve
 from signer.vaults.interface import VaultError, VaultUnavailableError
 from signer.vaults.nitro import link as link_module
@@ -197,6 +198,28 @@ async def test_a_used_key_opens_nothing_more(path: Path, enclave: FakeEnclave) -
         with pytest.raises(VaultError, match=r"import error: unknown import key \(it was used .*run seal-for again"):
             await vault.import_sealed(order)
         assert FileStorage(path).load() == []
+
+
+async def test_tee_signer_is_named_where_it_cannot_do_what_is_asked(path: Path, enclave: FakeEnclave) -> None:
+    text = 'Semantic(None, "unknown variant `{}`, expected one of `Initialize`, `Import`")'
+    async with running(path, enclave) as vault:
+        call = "Attest"
+
+        async def tee_signer(_frame: bytes) -> bytes:
+            return encode_frame(encode_error(text.format(call)))
+
+        async def other_error(_frame: bytes) -> bytes:
+            return encode_frame(encode_error("attestation error", "unknown variant `x`"))
+
+        enclave.tamper = tee_signer
+        with pytest.raises(VaultError, match="does not know Attest: it runs tee-signer, or an older image"):
+            await vault.attest_import(bytes(32))
+        call = "ImportSealed"
+        with pytest.raises(VaultError, match="does not know ImportSealed: it runs tee-signer"):
+            await vault.import_sealed(ImportSealed(bytes(32), bytes(32), b"", str(SECRET.public_key.hash)))
+        enclave.tamper = other_error
+        with pytest.raises(VaultError, match="RPC Error: attestation error: unknown variant"):
+            await vault.attest_import(bytes(32))
 
 
 async def test_nothing_is_sealed_for_what_is_not_expected(path: Path, enclave: FakeEnclave) -> None:

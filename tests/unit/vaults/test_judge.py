@@ -56,6 +56,15 @@ async def tee_signer(_call: Call) -> Result:
     raise TEE_SIGNER
 
 
+async def initialize_first(_call: Call) -> Result:
+    """By the letter of tee-signer's rules: anything before Initialize is refused, also what nobody knows."""
+    raise RemoteError(RpcErrorChain(("uninitialized",)))
+
+
+async def broken_module(_call: Call) -> Result:
+    raise RemoteError(RpcErrorChain(("attestation error", "InternalError (the module failed)")))
+
+
 class Counts:
     def __init__(self) -> None:
         self.outcomes: list[str] = []
@@ -71,7 +80,9 @@ def judge(mode: Mode, counts: Counts | None = None, *, allow_debug: bool = False
 
 
 FAULTS: list[tuple[Callable[[Call], Awaitable[Result]], str, str]] = [
-    (tee_signer, "no answer", "does not attest itself"),
+    (tee_signer, "no answer", "does not attest itself: it does not know how to (tee-signer, or an older image)"),
+    (initialize_first, "no answer", "it does not know how to (tee-signer, or an older image)"),
+    (broken_module, "no answer", "does not attest itself: attestation error: InternalError"),
     (enclave(pcrs=PCRS | {0: PCRS[1]}), "pcr", f"PCR0 is {PCRS[1].hex()}"),
     (enclave(pcrs=PCRS | {3: PCRS[1]}), "pcr", "PCR3"),
     (enclave(pcrs=DEBUG_PCRS), "debug", "debug mode"),
@@ -134,8 +145,9 @@ async def test_what_is_off_asks_nothing() -> None:
     one = Judge("n", "off", Wanted())
     with capture_logs() as logs:
         assert [await one.admit(never) for _ in range(2)] == [None, None]
-    assert len(logs) == 1
-    assert "not attested" in logs[0]["event"]
+    (line,) = logs
+    assert line["log_level"] == "warning"
+    assert "not attested" in line["event"]
 
 
 async def test_a_root_of_its_own_is_refused_where_aws_is_expected() -> None:

@@ -294,6 +294,9 @@ async def test_the_clock_is_set_by_kms_once(autojump_clock: MockClock, rsa_keys:
         with pytest.raises(KmsError, match="clock"):
             await here.client.encrypt(b"x")
         assert here.clock.corrections == [600.0, 0.0]
+        here.custody.replies = [fault("RequestExpired", date="Fri, 20 Nov 2026 12:01:05 GMT")]
+        assert "clocks of the enclave and of AWS agree" in (await here.chain())[-1]
+        assert here.clock.corrections == [600.0, 0.0]
 
 
 async def test_expired_credentials_are_named_and_can_be_replaced(

@@ -1,6 +1,7 @@
 """KMS's refusals: read from whatever form they come in, explained, and repeated only where that can help."""
 
 import json
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 
 import pytest
@@ -154,8 +155,12 @@ def test_a_wrong_clock(name: str, message: str) -> None:
     for minutes, repeat in ((5, Repeat.NEW_TIME), (-5, Repeat.NEW_TIME), (3.9, Repeat.NEVER), (-3.9, Repeat.NEVER)):
         fault = Fault(400, name, message, date=NOW + timedelta(minutes=minutes))
         assert repeat_of(fault, attested=True, now=NOW) is repeat
-        assert "clock" in cause_of(fault, DECRYPT)
+        cause = cause_of(fault, replace(DECRYPT, signed_at=NOW))
+        assert ("credentials are at fault" in cause) is (repeat is Repeat.NEVER)
+        assert ("clock is wrong" in cause) is (repeat is Repeat.NEW_TIME)
+        assert "clock is wrong" in cause_of(fault, DECRYPT), "nobody knows when it was signed"
     assert repeat_of(Fault(400, name, message), attested=True, now=NOW) is Repeat.NEVER
+    assert "clock is wrong" in cause_of(Fault(400, name, message), replace(DECRYPT, signed_at=NOW))
 
 
 def test_a_wrong_secret_is_no_wrong_clock() -> None:
