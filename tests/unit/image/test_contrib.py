@@ -21,7 +21,10 @@ def instructions(name: str) -> list[str]:
 def test_the_dockerfile() -> None:
     assert len(instructions("CMD")) == 1
     assert instructions("ENTRYPOINT") == []
-    assert all(line.startswith("${PYTHON_IMAGE:?set ") for line in instructions("FROM")), "no base without a digest"
+    assert len(instructions("FROM")) == 2
+    for line in instructions("FROM"):
+        assert line.startswith("${PYTHON_IMAGE:?set-it-by:"), "no base without a digest"
+        assert len(line.split()) in (1, 3), "Docker divides it at blanks, also within braces: image, or image AS name"
     arguments = [line.partition("=") for line in instructions("ARG")]
     assert arguments[0] == ("PYTHON_IMAGE", "", "")
     assert {name: value for name, _, value in arguments[1:]} == dict.fromkeys(build.SETTINGS, '""')
