@@ -68,3 +68,13 @@ def test_the_unit_starts_what_the_manual_installs() -> None:
     assert "/opt/nitro-signer/signer.eif" in README
     assert re.search(r"^User=nitro-enclave\nGroup=ne$", unit, re.MULTILINE)
     assert "--gid ne nitro-enclave" in README
+
+
+def test_the_unit_gets_over_whatever_fails_at_its_start() -> None:
+    """An allocator that fails at boot, memory that is missing for a week."""
+    lines = (CONTRIB / "systemd/nitro-enclave.service").read_text().splitlines()
+    assert {"Restart=always", "StartLimitIntervalSec=0"} <= set(lines)
+    assert not [line for line in lines if line.startswith(("Requires=", "BindsTo=", "Requisite="))]
+    (cleaning,) = [line for line in lines if line.startswith("ExecStartPre=")]
+    assert cleaning.startswith("ExecStartPre=-"), "the start doesn't depend on it"
+    assert " /var/log/nitro_enclaves -name err*.log -user nitro-enclave " in cleaning
