@@ -76,16 +76,15 @@ def _nitro(settings: Settings, name: str | None) -> NitroSettings:
 
 def _expected(nitro: NitroSettings, image: Path | None) -> dict[int, dict[str, frozenset[bytes]]]:
     """For each register: by whom it is expected, and the values that are good."""
-    from signer.image.measure import measure
+    from signer.image.measure import measure_file
     from signer.vaults.nitro.judge import wanted_of
 
     expected: dict[int, dict[str, frozenset[bytes]]] = {}
     for register, values in wanted_of(nitro).pcrs.items():
         expected.setdefault(register, {})["the configuration"] = frozenset(values)
     if image is not None:
-        with image.open("rb") as file:
-            for register, value in measure(file).registers.items():
-                expected.setdefault(register, {})[str(image)] = frozenset([value])
+        for register, value in measure_file(image).registers.items():
+            expected.setdefault(register, {})[str(image)] = frozenset([value])
     return expected
 
 

@@ -36,15 +36,10 @@ def measure(*, file: Path, checks: tuple[str, ...], as_json: bool) -> int:
     These are the values that its attestation documents will have, and that a KMS key policy names. The member
     Measurements is that of `nitro-cli build-enclave`.
     """
-    from signer.image.eif import ImageError
-    from signer.image.measure import measure as measured
+    from signer.image.measure import measure_file
 
     expected = dict(map(_check, checks))
-    with file.open("rb") as image:
-        try:
-            found = measured(image)
-        except ImageError as exc:
-            raise ImageError(exc.reason, f"{file}: {exc}") from None
+    found = measure_file(file)
     values = {f"PCR{number}": value.hex() for number, value in found.registers.items()}
     facts = _facts(found)
     if as_json or not sys.stdout.isatty():

@@ -156,13 +156,12 @@ def _wanted(registers: dict[str, tuple[str, ...]], image: Path | None) -> dict[i
         if values:
             wanted[number] = values
     if image is not None:
-        from signer.image.measure import measure
+        from signer.image.measure import measure_file
 
-        with image.open("rb") as file:
-            for number, value in measure(file).registers.items():
-                if number in wanted and value not in wanted[number]:
-                    raise click.UsageError(f"--pcr{number} and --image differ: the image has {value.hex()}")
-                wanted[number] = frozenset([value])
+        for number, value in measure_file(image).registers.items():
+            if number in wanted and value not in wanted[number]:
+                raise click.UsageError(f"--pcr{number} and --image differ: the image has {value.hex()}")
+            wanted[number] = frozenset([value])
     if 0 not in wanted:
         raise click.UsageError("--pcr0 or --image is needed: it says which program may have the key")
     return wanted

@@ -25,7 +25,7 @@ from signer.image.tree import BuildError, Tree
 REPOSITORY = Path(__file__).parents[2]
 REQUIREMENTS = Path("contrib/enclave/requirements.txt")
 ARGUMENTS = ("--sealing", "kms")  # of the enclave program
-SETTINGS = ("SEAL_STRICT", "PROXY_PORT", "PROXY_CID", "LISTEN_PORT", "ENDPOINT", "KMS_KEY")
+SETTINGS = ("SEAL_STRICT", "PROXY_PORT", "PROXY_CID", "LISTEN_PORT", "LOG_PORT", "ENDPOINT", "KMS_KEY")
 FOLDERS = ("dev", "proc", "run", "sys", "tmp", "var")  # which init mounts, or expects
 
 _NAME = "nitro-signer"

@@ -6,8 +6,11 @@ signed it. The file is read once, in pieces.
 
 import hashlib
 import json
+import os
+import stat
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import BinaryIO
 
 from cryptography import x509
@@ -27,6 +30,22 @@ class Measured:
     size: int  # bytes of the file
     metadata: Mapping[str, object] = field(default_factory=dict)
     certificate: x509.Certificate | None = None  # PCR8's; its dates and issuer are unchecked
+
+
+def measure_file(path: Path) -> Measured:
+    """Measure the image at *path*; raises `ImageError`, whose text begins with the path, and `OSError`."""
+    with open(path, "rb", opener=_without_waiting) as file:  # pathlib's has no opener
+        try:
+            if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
+                raise ImageError("file", "this is a pipe or a device; copy the image to a file")
+            return measure(file)
+        except ImageError as exc:
+            raise ImageError(exc.reason, f"{path}: {exc}") from None
+
+
+def _without_waiting(path: str, flags: int) -> int:
+    """Open a FIFO, too, at once: without a writer it would hold the command up for ever."""
+    return os.open(path, flags | os.O_NONBLOCK)
 
 
 def measure(file: BinaryIO) -> Measured:

@@ -51,7 +51,7 @@ def parse(section: bytes) -> Signature:
             raise _bad("the section is no array of one certificate and signature")
     try:
         return Signature(x509.load_pem_x509_certificate(pem), cose)
-    except ValueError:
+    except (ValueError, x509.InvalidVersion):  # the second is no ValueError
         raise _bad("its certificate is none") from None
 
 

@@ -1,6 +1,7 @@
 """`signer measure`: JSON, the table, comparison with expected values, and bad files."""
 
 import json
+import os
 from pathlib import Path
 
 import pytest
@@ -87,4 +88,23 @@ def test_a_bad_file(path: Path, tmp_path: Path) -> None:
     assert (done.status, done.out) == (1, "")
     assert done.err == f"Error: {path}: the image is damaged: its checksum differs; copy or build it again\n"
     assert call("measure", str(tmp_path / "none.eif")).err.startswith("Error: No such file or directory: ")
-    assert call("measure", str(tmp_path)).status == 1
+    assert call("measure", str(tmp_path)).err == f"Error: Is a directory: {tmp_path}\n"
+
+
+def test_what_is_no_file_is_refused_at_once(tmp_path: Path) -> None:
+    """A FIFO without a writer, which would hold up whoever opens it, and a device without end."""
+    fifo = tmp_path / "fifo"
+    os.mkfifo(fifo)
+    for path in (fifo, Path("/dev/zero")):
+        done = call("measure", str(path))
+        assert (done.status, done.out) == (1, "")
+        assert done.err == f"Error: {path}: this is a pipe or a device; copy the image to a file\n"
+
+
+def test_an_image_for_seal_for_is_told_by_its_path(path: Path, tmp_path: Path) -> None:
+    fifo = tmp_path / "fifo"
+    os.mkfifo(fifo)
+    done = call("seal-for", "--image", str(fifo), "--", "false")
+    assert (done.status, done.err) == (1, f"Error: {fifo}: this is a pipe or a device; copy the image to a file\n")
+    path.write_bytes(b"no image")
+    assert call("seal-for", "--image", str(path), "--", "false").err.startswith(f"Error: {path}: the file has 8 bytes")

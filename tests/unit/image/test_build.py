@@ -5,10 +5,12 @@ import marshal
 import sys
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from signer import __version__
+from signer.enclave import settings
 from signer.image import build, interpreter, program
 from signer.image.tree import BuildError, Tree
 from signer.image.wheels import Target
@@ -64,6 +66,18 @@ def test_the_environment() -> None:
     assert build._environment(given) == sorted([*fixed, *(f"{name}={value}" for name, value in given.items())])
 
 
+def test_an_image_can_have_every_setting_that_the_program_reads() -> None:
+    asked = []
+
+    class Asked(dict[str, str]):
+        def get(self, key: str, default: object = None, /) -> Any:
+            asked.append(key)
+            return default
+
+    settings.read(Asked())
+    assert sorted(asked) == sorted(build.SETTINGS)
+
+
 @pytest.mark.parametrize(
     ("name", "value"),
     [
@@ -71,6 +85,7 @@ def test_the_environment() -> None:
         ("PROXY_PORT", "0"),
         ("LISTEN_PORT", "4294967295"),
         ("LISTEN_PORT", "-1"),
+        ("LOG_PORT", "on"),
         ("LISTEN_PORT", "٣"),
         ("SEAL_STRICT", "yes"),
         ("ENDPOINT", "http://kms.example"),

@@ -21,7 +21,10 @@ def instructions(name: str) -> list[str]:
 def test_the_dockerfile() -> None:
     assert len(instructions("CMD")) == 1
     assert instructions("ENTRYPOINT") == []
-    assert all(line.startswith("${PYTHON_IMAGE:?set ") for line in instructions("FROM")), "no base without a digest"
+    assert len(instructions("FROM")) == 2
+    for line in instructions("FROM"):
+        assert line.startswith("${PYTHON_IMAGE:?set-it-by:"), "no base without a digest"
+        assert len(line.split()) in (1, 3), "Docker divides it at blanks, also within braces: image, or image AS name"
     arguments = [line.partition("=") for line in instructions("ARG")]
     assert arguments[0] == ("PYTHON_IMAGE", "", "")
     assert {name: value for name, _, value in arguments[1:]} == dict.fromkeys(build.SETTINGS, '""')
@@ -65,3 +68,13 @@ def test_the_unit_starts_what_the_manual_installs() -> None:
     assert "/opt/nitro-signer/signer.eif" in README
     assert re.search(r"^User=nitro-enclave\nGroup=ne$", unit, re.MULTILINE)
     assert "--gid ne nitro-enclave" in README
+
+
+def test_the_unit_gets_over_whatever_fails_at_its_start() -> None:
+    """An allocator that fails at boot, memory that is missing for a week."""
+    lines = (CONTRIB / "systemd/nitro-enclave.service").read_text().splitlines()
+    assert {"Restart=always", "StartLimitIntervalSec=0"} <= set(lines)
+    assert not [line for line in lines if line.startswith(("Requires=", "BindsTo=", "Requisite="))]
+    (cleaning,) = [line for line in lines if line.startswith("ExecStartPre=")]
+    assert cleaning.startswith("ExecStartPre=-"), "the start doesn't depend on it"
+    assert " /var/log/nitro_enclaves -name err*.log -user nitro-enclave " in cleaning

@@ -1,5 +1,6 @@
 """Measuring images: the vectors, each rule of the format, and hostile files."""
 
+import base64
 import hashlib
 import io
 import time
@@ -269,6 +270,13 @@ def truths(data: bytes) -> list[object]:
     return [True if byte == 1 else byte for byte in data]
 
 
+def of_version(number: int, certificate: bytes) -> bytes:
+    """The certificate with another version in it; X.509 counts from 0."""
+    der = x509.load_pem_x509_certificate(certificate).public_bytes(serialization.Encoding.DER)
+    changed = der.replace(bytes.fromhex("a003020102"), bytes.fromhex("a0030201") + bytes([number]), 1)
+    return b"-----BEGIN CERTIFICATE-----\n" + base64.encodebytes(changed) + b"-----END CERTIFICATE-----\n"
+
+
 BAD_SIGNATURES: dict[str, bytes] = {
     "of another image": P384.section(P384.cose(bytes(48))),
     "of another register": P384.section(P384.cose(PCR0, index=1)),
@@ -290,6 +298,9 @@ BAD_SIGNATURES: dict[str, bytes] = {
         [{"signing_certificate": P384.certificate, "signature": truths(dumps(P384.cose(PCR0)))}]
     ),
     "no certificate": dumps([{"signing_certificate": b"-----BEGIN", "signature": b""}]),
+    "a certificate of version 2": dumps(
+        [{"signing_certificate": of_version(1, P384.certificate), "signature": dumps(P384.cose(PCR0))}]
+    ),
     "an RSA key": dumps(
         [{"signing_certificate": certificate_for(rsa.generate_private_key(65537, 2048)), "signature": b""}]
     ),
