@@ -60,6 +60,16 @@ async def test_counters_every_minute(nursery: trio.Nursery, autojump_clock: Mock
     await reader.stream.aclose()
 
 
+async def test_counters_are_those_of_the_moment(nursery: trio.Nursery, autojump_clock: MockClock) -> None:
+    journal = Journal()
+    reader = Reader(LogStream(journal), nursery)
+    assert (await reader.line())["counters"] == {}
+    await wait_all_tasks_blocked()
+    journal.count("calls", "Sign")
+    assert (await reader.line())["counters"] == {"calls": {"Sign": 1}}
+    await reader.stream.aclose()
+
+
 async def test_so_many_lines_are_kept(nursery: trio.Nursery) -> None:
     journal = Journal()
     for number in range(KEPT + 10):
