@@ -57,7 +57,8 @@ def attest(*, vault: str | None, image: Path | None, as_json: bool) -> int:
         return _NO_PROOF
     document = found.evidence.document
     faults = _faults(document, expected, allow_debug=wanted.allow_debug)
-    click.echo(json.dumps(_facts(found, faults)) if as_json else _report(found, expected, faults))
+    root = wanted.root_sha256.hex()
+    click.echo(json.dumps(_facts(found, faults, root)) if as_json else _report(found, expected, faults, root))
     return _DIFFERS if faults else _AS_EXPECTED
 
 
@@ -103,13 +104,14 @@ def _faults(
     ]
 
 
-def _facts(found: Visit, faults: Sequence[str]) -> dict[str, object]:
+def _facts(found: Visit, faults: Sequence[str], root: str) -> dict[str, object]:
     document = found.evidence.document
     return {
         "place": str(found.place),
         "module_id": document.module_id,
         "made_at": document.made_at.isoformat(timespec="milliseconds"),
         "age_seconds": round((found.at - document.made_at).total_seconds(), 3),
+        "root_sha256": root,
         "debug": document.is_debug,
         "boot_id": found.evidence.claims.boot_id.hex(),
         "pcrs": {f"PCR{register}": value.hex() for register, value in sorted(document.pcrs.items())},
@@ -117,13 +119,18 @@ def _facts(found: Visit, faults: Sequence[str]) -> dict[str, object]:
     }
 
 
-def _report(found: Visit, expected: Mapping[int, Mapping[str, frozenset[bytes]]], faults: Sequence[str]) -> str:
+def _report(
+    found: Visit, expected: Mapping[int, Mapping[str, frozenset[bytes]]], faults: Sequence[str], root: str
+) -> str:
+    from signer.attestation.document import ROOT_SHA256
+
     document = found.evidence.document
+    whose = "AWS's root" if root == ROOT_SHA256.hex() else "attestation_root, NOT to AWS's root"
     age = (found.at - document.made_at).total_seconds()
     lines = [
         f"{'Enclave:':10}{found.place}",
         f"{'Module:':10}{document.module_id}",
-        f"{'Document:':10}{document.made_at:%Y-%m-%d %H:%M:%S} UTC, {age:.1f} s old, verified to the root",
+        f"{'Document:':10}{document.made_at:%Y-%m-%d %H:%M:%S} UTC, {age:.1f} s old, verified to {whose}",
         f"{'Boot:':10}{found.evidence.claims.boot_id.hex()}",
         f"{'Debug:':10}{'YES: root on the parent can read its memory' if document.is_debug else 'no'}",
         "",

@@ -185,10 +185,12 @@ def test_what_runs_is_shown(world: World) -> None:
     assert status == 0, out
     assert f"PCR0     the whole image\n          {PCR0}\n          as in the configuration\n" in out
     assert "Debug:    no" in out
+    assert "verified to attestation_root, NOT to AWS's root\n" in out
     assert out.endswith("\nas expected\n")
     status, out, _ = attest(world, "--json")
     facts = json.loads(out)
     assert (status, facts["pcrs"]["PCR0"], facts["debug"], facts["differs"]) == (0, PCR0, False, [])
+    assert facts["root_sha256"] == ROOT
     assert 0 <= facts["age_seconds"] < 30
 
 

@@ -158,8 +158,8 @@ class Judge:
         elif self._mode == "warn":
             logger.warning("the enclave is not what it has to be; going on", vault_name=self._name, error=what)
         elif self._mode == "off":
-            logger.info(
-                "enclaves are not attested: whatever answers is told the credentials; pcrs in the configuration of "
-                "the vault has them prove what they are",
+            logger.warning(
+                "enclaves are not attested: whatever answers, in debug mode too, is told the credentials; pcrs in the "
+                "configuration of the vault has them prove what they are",
                 vault_name=self._name,
             )
