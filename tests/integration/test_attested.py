@@ -303,6 +303,33 @@ real.stdin.close(); real.wait()
     assert b"don't trust it" in done.stderr
 
 
+def test_whoever_hears_no_answer_learns_that_the_key_may_be_stored(world: World, tmp_path: Path) -> None:
+    script = tmp_path / "ssh.py"
+    script.write_text(f"""
+import subprocess, sys
+command = {world.setup.command("import", "--sealed", "-v", "nitro")!r}
+real = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+for number in range(2):
+    real.stdin.write(sys.stdin.buffer.readline()); real.stdin.flush()
+    line = real.stdout.readline()
+    if number == 0:
+        sys.stdout.buffer.write(line); sys.stdout.buffer.flush()
+real.stdin.close(); real.wait()
+""")
+    world.start_enclave()
+    key = tmp_path / "secret"
+    key.write_bytes(secret_text(SECRET))
+    command = [sys.executable, "-m", "signer", "seal-for", "--from", str(key), "--root", ROOT, "--pcr0", PCR0, "--"]
+    done = subprocess.run(
+        [*command, sys.executable, str(script)], capture_output=True, env=ENVIRONMENT, timeout=60, check=False
+    )
+    assert done.returncode == 1
+    assert b"may be stored: run this again" in done.stderr
+    again = seal_for(world, secret_text(SECRET))
+    assert b"is in the vault already" in again.stderr
+    assert b"may be stored" not in again.stderr
+
+
 def test_an_import_that_is_interrupted_ends_in_order(world: World) -> None:
     """Its thread still waits for the operator's machine."""
     world.start_enclave()
