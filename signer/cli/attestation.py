@@ -48,7 +48,7 @@ def attest(*, vault: str | None, image: Path | None, as_json: bool) -> int:
     from signer.vaults.nitro.visit import visit
 
     configure_logs()
-    nitro = _nitro(load_settings(), vault)
+    nitro = _nitro(load_settings(prepare=False), vault)  # nothing is read or written there
     wanted, expected = wanted_of(nitro), _expected(nitro, image)
     try:
         found = trio.run(visit, nitro, Wanted(allow_debug=True, root_sha256=wanted.root_sha256))

@@ -194,6 +194,13 @@ def test_what_runs_is_shown(world: World) -> None:
     assert 0 <= facts["age_seconds"] < 30
 
 
+def test_nothing_is_made_where_only_a_question_is_asked(world: World) -> None:
+    """Root asks before the signer's first start: a directory of root's would keep the signer from it."""
+    world.start_enclave()
+    assert attest(world)[0] == 0
+    assert not world.setup.base_dir.exists()
+
+
 def test_another_image_differs(world: World) -> None:
     world.start_enclave("--image", "other")
     status, out, _ = attest(world)
