@@ -120,7 +120,8 @@ class Judge:
         try:
             found = await evidence(ask, self._wanted, now=self._now)
         except RemoteError as exc:
-            why, outcome = f"it does not attest itself ({exc})", _NO_ANSWER
+            cause = "it does not know how to: tee-signer, or an older image" if exc.unknown_call else str(exc)
+            why, outcome = f"it does not attest itself ({cause})", _NO_ANSWER
         except DocumentError as exc:
             why, outcome = str(exc), exc.reason
         except ClaimsError as exc:

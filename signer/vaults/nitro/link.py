@@ -756,7 +756,10 @@ class EnclaveLink:
         try:
             return line, await line.channel.call(call)
         except RemoteError as exc:
-            raise VaultError(f"(Nitro): RPC Error: {exc}") from exc
+            why = f"RPC Error: {exc}"
+            if exc.unknown_call:  # the decoder's text is of no use to anybody
+                why = f"the enclave's program knows no {type(call).__name__}: it is tee-signer, or an older image"
+            raise VaultError(f"(Nitro): {why}") from exc
         except SessionLostError as exc:
             raise self._unavailable(str(exc)) from exc
 

@@ -11,7 +11,8 @@ from signer import crypto
 from signer.attestation.document import DocumentError, Expected
 from signer.enclave.attestor import Attestor
 from signer.enclave.entropy import kernel_entropy
-from signer.rpc.messages import Attest, Call, ImportSealed, Initialize, decode_call
+from signer.rpc.frames import encode_frame
+from signer.rpc.messages import Attest, Call, ImportSealed, Initialize, decode_call, encode_error
 from signer.tezos.keys import Curve
 from signer.vaults.interface import VaultError, VaultUnavailableError
 from signer.vaults.nitro import link as link_module
@@ -197,6 +198,20 @@ async def test_a_used_key_opens_nothing_more(path: Path, enclave: FakeEnclave) -
         with pytest.raises(VaultError, match=r"import error: unknown import key \(it was used .*run seal-for again"):
             await vault.import_sealed(order)
         assert FileStorage(path).load() == []
+
+
+async def test_a_program_that_knows_no_such_call_is_named(path: Path, enclave: FakeEnclave) -> None:
+    async with running(path, enclave) as vault:
+
+        async def unknown(_frame: bytes) -> bytes:
+            return encode_frame(
+                encode_error('Semantic(None, "unknown variant `Attest`, expected one of `Initialize`")')
+            )
+
+        enclave.tamper = unknown
+        with pytest.raises(VaultError, match="knows no Attest: it is tee-signer, or an older image") as error:
+            await vault.attest_import(bytes(32))
+        assert "variant" not in str(error.value)
 
 
 async def test_nothing_is_sealed_for_what_is_not_expected(path: Path, enclave: FakeEnclave) -> None:

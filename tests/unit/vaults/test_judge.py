@@ -56,6 +56,10 @@ async def tee_signer(_call: Call) -> Result:
     raise TEE_SIGNER
 
 
+async def no_module(_call: Call) -> Result:
+    raise RemoteError(RpcErrorChain(("attestation error", "no security module")))
+
+
 class Counts:
     def __init__(self) -> None:
         self.outcomes: list[str] = []
@@ -71,7 +75,8 @@ def judge(mode: Mode, counts: Counts | None = None, *, allow_debug: bool = False
 
 
 FAULTS: list[tuple[Callable[[Call], Awaitable[Result]], str, str]] = [
-    (tee_signer, "no answer", "does not attest itself"),
+    (tee_signer, "no answer", "does not attest itself (it does not know how to: tee-signer"),
+    (no_module, "no answer", "does not attest itself (attestation error: no security module)"),
     (enclave(pcrs=PCRS | {0: PCRS[1]}), "pcr", f"PCR0 is {PCRS[1].hex()}"),
     (enclave(pcrs=PCRS | {3: PCRS[1]}), "pcr", "PCR3"),
     (enclave(pcrs=DEBUG_PCRS), "debug", "debug mode"),
