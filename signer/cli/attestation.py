@@ -83,6 +83,9 @@ def _expected(nitro: NitroSettings, image: Path | None) -> dict[int, dict[str, f
     expected: dict[int, dict[str, frozenset[bytes]]] = {}
     for register, values in wanted_of(nitro).pcrs.items():
         expected.setdefault(register, {})["the configuration"] = frozenset(values)
+    for name, told in nitro.expected_pcrs.items():
+        good = frozenset(map(bytes.fromhex, told))
+        expected.setdefault(int(name.removeprefix("PCR")), {})["expected_pcrs of the configuration"] = good
     if image is not None:
         with image.open("rb") as file:
             for register, value in measure(file).registers.items():

@@ -19,6 +19,7 @@ from signer.crypto.formats import to_base58
 from signer.crypto.interface import SecretKey
 from signer.tezos.keys import Curve, PublicKeyHash, Signature
 from signer.vaults.nitro import sealed_import as lines
+from tests import nitro_cli
 from tests.attested.documents import PCRS
 from tests.attested.enclave import registers_of
 from tests.attested.world import PCR0, ROOT, World, attested_world
@@ -215,6 +216,22 @@ def test_debug_mode_differs(world: World) -> None:
     assert status == 1
     assert "Debug:    YES" in out
     assert "DIFFERS: it runs in debug mode" in out
+
+
+def test_what_nitro_cli_says_keeps_nothing_from_being_shown(world: World) -> None:
+    """An enclave that the signer would not talk to is the one that somebody asks about."""
+    command = nitro_cli.NitroCli(world.setup.directory / "bin")
+    world.setup.environment = command.path_environment()
+    other = {register: value.hex() for register, value in zip(("PCR0", "PCR1"), (PCRS[1], PCRS[1]), strict=True)}
+    world.setup.nitro |= {"enclave_address": f"unix:{world.setup.socket}:{{cid}}", "expected_pcrs": other}
+    world.setup.write_config()
+    command.show(nitro_cli.enclave(2000, flags="DEBUG_MODE"))  # here the CID stands for the port
+    world.start_enclave()
+    status, out, err = attest(world)
+    assert status == 1, err
+    assert f"PCR0     the whole image\n          {PCR0}\n          as in the configuration\n" in out
+    assert f"DIFFERS: PCR0 is not that of expected_pcrs of the configuration: {other['PCR0']}" in out
+    assert "as in expected_pcrs of the configuration" in out
 
 
 def test_what_proves_nothing(world: World) -> None:
