@@ -103,7 +103,7 @@ async def open_vaults(settings: Settings) -> AsyncIterator[Mapping[str, Vault]]:
     _refuse_unsupported(settings)
     tasks = Tasks()
     metrics = Metrics()  # shown nowhere
-    vaults = _build_vaults(settings, tasks, metrics, describe=True)
+    vaults = _build_vaults(settings, tasks, metrics, for_command=True)
     async with (
         _running(*_built_in_proxies(settings, metrics, tasks)),
         _running(*(vault.run for vault in vaults.values())),
@@ -454,14 +454,18 @@ def _built_in_proxies(settings: Settings, metrics: Metrics, tasks: Tasks) -> lis
     return [KmsProxies(settings, metrics.registry, tasks).run]
 
 
-def _build_vaults(settings: Settings, tasks: Tasks, metrics: Metrics, *, describe: bool = False) -> dict[str, Vault]:
-    """The vaults of the configuration; *describe*: with what people call their keys, for listings."""
+def _build_vaults(settings: Settings, tasks: Tasks, metrics: Metrics, *, for_command: bool = False) -> dict[str, Vault]:
+    """The vaults of the configuration; *for_command*: with what people call their keys, without the enclave's log.
+
+    The log is the signer's to tell: a command's few lines, and its error, would be lost among those of an enclave.
+    """
     vaults: dict[str, Vault] = {}
     for name, vault in settings.vaults.items():
         if isinstance(vault.config, NitroSettings):
-            vaults[name] = _build_nitro(name, vault.config, settings.base_dir, tasks, metrics)
+            log_port = 0 if for_command else vault.config.enclave_log_port
+            vaults[name] = _build_nitro(name, vault.config, settings.base_dir, tasks, metrics, log_port=log_port)
         else:
-            vaults[name] = _build_awskms(name, vault.config, tasks, describe=describe)
+            vaults[name] = _build_awskms(name, vault.config, tasks, describe=for_command)
     return vaults
 
 
@@ -489,7 +493,9 @@ def _build_awskms(name: str, kms: AwsKmsSettings, tasks: Tasks, *, describe: boo
     )
 
 
-def _build_nitro(name: str, nitro: NitroSettings, base_dir: Path, tasks: Tasks, metrics: Metrics) -> NitroVault:
+def _build_nitro(
+    name: str, nitro: NitroSettings, base_dir: Path, tasks: Tasks, metrics: Metrics, *, log_port: int
+) -> NitroVault:
     keys = nitro.credentials
     return NitroVault(
         name=name,
@@ -507,7 +513,7 @@ def _build_nitro(name: str, nitro: NitroSettings, base_dir: Path, tasks: Tasks, 
         connect=connect,
         judge=Judge(name, nitro.judging, wanted_of(nitro), observer=metrics),
         seal=nitro.seal,
-        log_port=nitro.enclave_log_port,
+        log_port=log_port,
         observer=metrics,
         timeouts=Timeouts(connect=nitro.connect_timeout, exchange=nitro.exchange_timeout, wait=nitro.wait_timeout),
         tasks=tasks,

@@ -48,7 +48,7 @@ def attest(*, vault: str | None, image: Path | None, as_json: bool) -> int:
     from signer.vaults.nitro.visit import visit
 
     configure_logs()
-    nitro = _nitro(load_settings(), vault)
+    nitro = _nitro(load_settings(prepare=False), vault)  # nothing is read or written there
     wanted, expected = wanted_of(nitro), _expected(nitro, image)
     try:
         found = trio.run(visit, nitro, Wanted(allow_debug=True, root_sha256=wanted.root_sha256))
@@ -57,7 +57,8 @@ def attest(*, vault: str | None, image: Path | None, as_json: bool) -> int:
         return _NO_PROOF
     document = found.evidence.document
     faults = _faults(document, expected, allow_debug=wanted.allow_debug)
-    click.echo(json.dumps(_facts(found, faults)) if as_json else _report(found, expected, faults))
+    root = wanted.root_sha256.hex()
+    click.echo(json.dumps(_facts(found, faults, root)) if as_json else _report(found, expected, faults, root))
     return _DIFFERS if faults else _AS_EXPECTED
 
 
@@ -82,6 +83,9 @@ def _expected(nitro: NitroSettings, image: Path | None) -> dict[int, dict[str, f
     expected: dict[int, dict[str, frozenset[bytes]]] = {}
     for register, values in wanted_of(nitro).pcrs.items():
         expected.setdefault(register, {})["the configuration"] = frozenset(values)
+    for name, told in nitro.expected_pcrs.items():
+        good = frozenset(map(bytes.fromhex, told))
+        expected.setdefault(int(name.removeprefix("PCR")), {})["expected_pcrs of the configuration"] = good
     if image is not None:
         for register, value in measure_file(image).registers.items():
             expected.setdefault(register, {})[str(image)] = frozenset([value])
@@ -102,13 +106,14 @@ def _faults(
     ]
 
 
-def _facts(found: Visit, faults: Sequence[str]) -> dict[str, object]:
+def _facts(found: Visit, faults: Sequence[str], root: str) -> dict[str, object]:
     document = found.evidence.document
     return {
         "place": str(found.place),
         "module_id": document.module_id,
         "made_at": document.made_at.isoformat(timespec="milliseconds"),
         "age_seconds": round((found.at - document.made_at).total_seconds(), 3),
+        "root_sha256": root,
         "debug": document.is_debug,
         "boot_id": found.evidence.claims.boot_id.hex(),
         "pcrs": {f"PCR{register}": value.hex() for register, value in sorted(document.pcrs.items())},
@@ -116,13 +121,18 @@ def _facts(found: Visit, faults: Sequence[str]) -> dict[str, object]:
     }
 
 
-def _report(found: Visit, expected: Mapping[int, Mapping[str, frozenset[bytes]]], faults: Sequence[str]) -> str:
+def _report(
+    found: Visit, expected: Mapping[int, Mapping[str, frozenset[bytes]]], faults: Sequence[str], root: str
+) -> str:
+    from signer.attestation.document import ROOT_SHA256
+
     document = found.evidence.document
+    whose = "AWS's root" if root == ROOT_SHA256.hex() else "attestation_root, NOT to AWS's root"
     age = (found.at - document.made_at).total_seconds()
     lines = [
         f"{'Enclave:':10}{found.place}",
         f"{'Module:':10}{document.module_id}",
-        f"{'Document:':10}{document.made_at:%Y-%m-%d %H:%M:%S} UTC, {age:.1f} s old, verified to the root",
+        f"{'Document:':10}{document.made_at:%Y-%m-%d %H:%M:%S} UTC, {age:.1f} s old, verified to {whose}",
         f"{'Boot:':10}{found.evidence.claims.boot_id.hex()}",
         f"{'Debug:':10}{'YES: root on the parent can read its memory' if document.is_debug else 'no'}",
         "",

@@ -134,14 +134,20 @@ def seal_for(
     --from is needed. Keys are read as by `signer import`.
     """
     configure_logs()
+    if command and secret_keys.looks_like_one(command[0]):  # it would be shown as a program that can't be found
+        raise click.UsageError(
+            "secret keys are no arguments, where everybody sees them: use --from, standard input or the prompt. This "
+            "one is in the shell's history now"
+        )
     wanted = _wanted(registers, image)
     if not command and source is None:
         raise click.UsageError("--from is needed: standard input is the way from the host, as there is no COMMAND")
+    fingerprint = _fingerprint(root)
     keys = secret_keys.parse_all(secret_keys.read((), source), secret_keys.passphrase(None, password_file))
     try:
         with _line(command) as line:
             for number, key in enumerate(keys, 1):
-                _import_one(line, key, wanted, module, _fingerprint(root), where=secret_keys.which(number, keys))
+                _import_one(line, key, wanted, module, fingerprint, where=secret_keys.which(number, keys))
     finally:
         for key in keys:
             key.wipe()
@@ -239,7 +245,7 @@ def _import_one(
         answer = lines.read_answer(line.ask(lines.Question(nonce).line()))
         order, document = lines.seal_for(answer.document, key, expected, now=datetime.now(UTC))
         _show(document, order.address)
-        imported = lines.read_imported(line.ask(lines.order_line(order)))
+        imported = lines.read_imported(_send(line, lines.order_line(order)))
     except SignerError as exc:
         raise ImportError_(f"{where}{exc}") from exc
     if imported.public_key != key.public_key:
@@ -248,6 +254,17 @@ def _import_one(
             "don't trust it; the secret key was sealed for the enclave, and nobody else has it"
         )
     click.echo(f"stored: {imported.public_key.hash}", err=True)
+
+
+def _send(line: _Line, order: bytes) -> bytes:
+    """The answer to *order*; whoever hears none doesn't know what became of the key."""
+    try:
+        return line.ask(order)
+    except ImportError_ as exc:
+        raise ImportError_(
+            f"{exc}. The sealed key was on its way, and may be stored: run this again, which then says that the key is "
+            "in the vault already"
+        ) from exc
 
 
 def _show(document: Document, address: str) -> None:

@@ -41,6 +41,11 @@ def parse_all(texts: list[bytes], ask: Callable[[], str | None]) -> list[SecretK
     return keys
 
 
+def looks_like_one(text: str) -> bool:
+    """Whether *text* is a secret key in Base58, plain or encrypted, as far as its form tells."""
+    return bool(re.fullmatch(r"(unencrypted:|encrypted:)?(ed|sp|p2|BL)e?sk[1-9A-HJ-NP-Za-km-z]{30,}", text))
+
+
 def which(number: int, keys: Sequence[object]) -> str:
     return f"key {number} of {len(keys)}: " if len(keys) > 1 else ""
 

@@ -1,6 +1,7 @@
 """What to say about a configuration: its effective settings, warnings, and what it asks for in vain."""
 
 import re
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +22,20 @@ def warnings(settings: Settings) -> list[str]:
     found = [text for pkh, policy in settings.tezos.items() for text in compile_policy(pkh, policy).warnings]
     if settings.watermark.driver == "mem":
         found.append("watermark.driver: mem forgets every mark at exit; a restart can sign one slot twice")
+    for name, vault in settings.vaults.items():
+        if isinstance(vault.config, NitroSettings):
+            found += [f"vaults.{name}.config.{text}" for text in _attestation_warnings(vault.config)]
     return found
+
+
+def _attestation_warnings(nitro: NitroSettings) -> Iterator[str]:
+    if nitro.attestation_root is not None:
+        yield (
+            "attestation_root: documents are verified to another root than AWS's: whoever holds its key can pass off "
+            "anything as an enclave. Leave it out, but for another AWS partition or an emulator"
+        )
+    if nitro.judging != "off" and not nitro.pcrs:
+        yield "attestation: without pcrs any image passes that isn't in debug mode; give at least PCR0"
 
 
 def unsupported(settings: Settings) -> list[str]:

@@ -30,14 +30,17 @@ class Journal:
     def __init__(self, *, now: Callable[[], datetime] = lambda: datetime.now(UTC)) -> None:
         self._now = now
         self._began = time.monotonic()
+        self._life = f"{time.time_ns():x}"  # tells one life from the next; needs no entropy, which is drawn later
+        self._number = 0  # of the latest line
         self._kept: deque[bytes] = deque(maxlen=KEPT)
         self._readers: set[trio.MemorySendChannel[bytes]] = set()
         self._counters: dict[str, Counter[str]] = {}
         self._gauges: dict[str, Callable[[], float]] = {}
 
     def say(self, event: str, level: Level = "info") -> None:
-        """One line to all readers; one that is too far behind is left."""
-        line = self._line(level, event=event)
+        """One line to all readers, numbered from 1; a reader that is too far behind is left."""
+        self._number += 1
+        line = self._line(level, n=self._number, event=event)
         self._kept.append(line)
         for reader in tuple(self._readers):
             try:
@@ -78,7 +81,8 @@ class Journal:
             receiving.close()
 
     def _line(self, level: Level, **fields: object) -> bytes:
-        return json.dumps({"time": self._now().isoformat(timespec="milliseconds"), "level": level, **fields}).encode()
+        at = self._now().isoformat(timespec="milliseconds")
+        return json.dumps({"life": self._life, "time": at, "level": level, **fields}).encode()
 
 
 journal = Journal()

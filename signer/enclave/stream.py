@@ -42,13 +42,13 @@ class LogStream:
             await _send(stream, line)
         due = trio.current_time()
         while True:
-            line = self._source.counters()
             with trio.move_on_at(due) as minute:
                 try:
                     line = await coming.receive()
                 except trio.EndOfChannel:
                     return
-            if minute.cancelled_caught:
+            if minute.cancelled_caught:  # read now: before the wait they were those of a minute ago
+                line = self._source.counters()
                 due = trio.current_time() + INTERVAL
             await _send(stream, line)
 

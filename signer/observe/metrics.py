@@ -4,7 +4,7 @@ Label values are bounded: what a client can choose freely (an address of no key 
 folded into `unknown` or `other`, so that nobody fills the memory of signer and Prometheus (weakness 42).
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
 from prometheus_client.gc_collector import GCCollector
@@ -91,6 +91,7 @@ class Metrics:
         self._enclave = Gauge(
             "enclave_counter", "What the enclave's program counts", ["vault", "counter", "name"], registry=registry
         )
+        self._counted: dict[str, list[tuple[str, str]]] = {}  # by vault: what of it is shown
         self._vault_up = Gauge("vault_up", "Whether the vault can be asked now", ["vault"], registry=registry)
         self._vault_keys = Gauge("vault_keys", "Keys usable now", ["vault"], registry=registry)
         Gauge(
@@ -172,9 +173,14 @@ class Metrics:
         """One judgement; *outcome*: `ok`, `no answer`, or the reason of the verification."""
         self._judged.labels(vault, outcome).inc()
 
-    def enclave_counted(self, vault: str, counter: str, name: str, value: float) -> None:
-        """A number that the enclave's program tells; both texts are bounded by whoever follows it."""
-        self._enclave.labels(vault, counter, name).set(value)
+    def enclave_counted(self, vault: str, numbers: Mapping[tuple[str, str], float]) -> None:
+        """All that the enclave's program counts now; whoever follows it bounds the texts. Others are shown no more."""
+        for counter, name in self._counted.get(vault, ()):
+            if (counter, name) not in numbers:
+                self._enclave.remove(vault, counter, name)
+        for (counter, name), value in numbers.items():
+            self._enclave.labels(vault, counter, name).set(value)
+        self._counted[vault] = list(numbers)
 
     def vault_state(self, vault: str, *, up: bool, keys: int) -> None:
         self._vault_up.labels(vault).set(int(up))

@@ -19,6 +19,7 @@ from signer.crypto.formats import to_base58
 from signer.crypto.interface import SecretKey
 from signer.tezos.keys import Curve, PublicKeyHash, Signature
 from signer.vaults.nitro import sealed_import as lines
+from tests import nitro_cli
 from tests.attested.documents import PCRS
 from tests.attested.enclave import registers_of
 from tests.attested.world import PCR0, ROOT, World, attested_world
@@ -85,7 +86,9 @@ def test_what_the_enclave_says_is_in_the_hosts_log_and_metrics(world: World) -> 
     world.start_enclave()
     (address,) = world.setup.generate("tz1")
     world.tell_kms(always="AccessDeniedException")
-    assert world.setup.run("generate", "-v", "nitro").returncode == 1
+    refused = world.setup.run("generate", "-v", "nitro", "--log", "debug")
+    assert refused.returncode == 1
+    assert b"enclave: " not in refused.stderr, "the lines of the signer would hide those of the command"
     assert seal_for(world, b"unencrypted:" + secret_text(SECRET)).returncode == 1
     world.tell_kms(always=None)
     world.setup.start_signer()
@@ -183,11 +186,20 @@ def test_what_runs_is_shown(world: World) -> None:
     assert status == 0, out
     assert f"PCR0     the whole image\n          {PCR0}\n          as in the configuration\n" in out
     assert "Debug:    no" in out
+    assert "verified to attestation_root, NOT to AWS's root\n" in out
     assert out.endswith("\nas expected\n")
     status, out, _ = attest(world, "--json")
     facts = json.loads(out)
     assert (status, facts["pcrs"]["PCR0"], facts["debug"], facts["differs"]) == (0, PCR0, False, [])
+    assert facts["root_sha256"] == ROOT
     assert 0 <= facts["age_seconds"] < 30
+
+
+def test_nothing_is_made_where_only_a_question_is_asked(world: World) -> None:
+    """Root asks before the signer's first start: a directory of root's would keep the signer from it."""
+    world.start_enclave()
+    assert attest(world)[0] == 0
+    assert not world.setup.base_dir.exists()
 
 
 def test_another_image_differs(world: World) -> None:
@@ -204,6 +216,22 @@ def test_debug_mode_differs(world: World) -> None:
     assert status == 1
     assert "Debug:    YES" in out
     assert "DIFFERS: it runs in debug mode" in out
+
+
+def test_what_nitro_cli_says_keeps_nothing_from_being_shown(world: World) -> None:
+    """An enclave that the signer would not talk to is the one that somebody asks about."""
+    command = nitro_cli.NitroCli(world.setup.directory / "bin")
+    world.setup.environment = command.path_environment()
+    other = {register: value.hex() for register, value in zip(("PCR0", "PCR1"), (PCRS[1], PCRS[1]), strict=True)}
+    world.setup.nitro |= {"enclave_address": f"unix:{world.setup.socket}:{{cid}}", "expected_pcrs": other}
+    world.setup.write_config()
+    command.show(nitro_cli.enclave(2000, flags="DEBUG_MODE"))  # here the CID stands for the port
+    world.start_enclave()
+    status, out, err = attest(world)
+    assert status == 1, err
+    assert f"PCR0     the whole image\n          {PCR0}\n          as in the configuration\n" in out
+    assert f"DIFFERS: PCR0 is not that of expected_pcrs of the configuration: {other['PCR0']}" in out
+    assert "as in expected_pcrs of the configuration" in out
 
 
 def test_what_proves_nothing(world: World) -> None:
@@ -297,6 +325,33 @@ real.stdin.close(); real.wait()
     )
     assert done.returncode == 1
     assert b"don't trust it" in done.stderr
+
+
+def test_whoever_hears_no_answer_learns_that_the_key_may_be_stored(world: World, tmp_path: Path) -> None:
+    script = tmp_path / "ssh.py"
+    script.write_text(f"""
+import subprocess, sys
+command = {world.setup.command("import", "--sealed", "-v", "nitro")!r}
+real = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+for number in range(2):
+    real.stdin.write(sys.stdin.buffer.readline()); real.stdin.flush()
+    line = real.stdout.readline()
+    if number == 0:
+        sys.stdout.buffer.write(line); sys.stdout.buffer.flush()
+real.stdin.close(); real.wait()
+""")
+    world.start_enclave()
+    key = tmp_path / "secret"
+    key.write_bytes(secret_text(SECRET))
+    command = [sys.executable, "-m", "signer", "seal-for", "--from", str(key), "--root", ROOT, "--pcr0", PCR0, "--"]
+    done = subprocess.run(
+        [*command, sys.executable, str(script)], capture_output=True, env=ENVIRONMENT, timeout=60, check=False
+    )
+    assert done.returncode == 1
+    assert b"may be stored: run this again" in done.stderr
+    again = seal_for(world, secret_text(SECRET))
+    assert b"is in the vault already" in again.stderr
+    assert b"may be stored" not in again.stderr
 
 
 def test_an_import_that_is_interrupted_ends_in_order(world: World) -> None:

@@ -170,7 +170,7 @@ class Judge:
             logger.warning("the enclave is not what it has to be; going on", vault_name=self._name, error=what)
         elif self._mode == "off":
             logger.warning(
-                "enclaves are not attested: whatever answers is told the credentials; pcrs in the configuration of "
-                "the vault has them prove what they are",
+                "enclaves are not attested: whatever answers, in debug mode too, is told the credentials; pcrs in the "
+                "configuration of the vault has them prove what they are",
                 vault_name=self._name,
             )

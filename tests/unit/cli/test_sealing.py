@@ -4,11 +4,16 @@ import os
 import sys
 from collections.abc import Iterator
 from io import BytesIO
+from pathlib import Path
 
 import pytest
 
+from signer import crypto
 from signer.cli import sealing
-from signer.cli.secret_keys import ImportError_
+from signer.cli.main import run
+from signer.cli.secret_keys import ImportError_, looks_like_one
+from signer.crypto.formats import to_base58
+from signer.tezos.keys import Curve
 
 PAUSE = (sys.executable, "-c", "import signal; print('a line', flush=True); signal.pause()")
 
@@ -78,3 +83,29 @@ def test_the_end_of_a_command_that_takes_nothing_is_no_fault_of_ours() -> None:
 def test_the_way_without_a_command_has_no_limit() -> None:
     line = sealing._Line(BytesIO(), BytesIO(b"answer\n"), "the other side")
     assert line.ask(b"question\n") == b"answer\n"
+
+
+@pytest.mark.parametrize("mark", ["", "unencrypted:", "encrypted:"])
+@pytest.mark.parametrize("curve", list(Curve))
+def test_a_secret_key_in_the_place_of_the_command_is_not_shown(
+    curve: Curve, mark: str, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    secret = to_base58(crypto.load_secret_key(curve, bytes(16) + bytes(range(16))))
+    file = tmp_path / "key"
+    file.write_text(secret)
+    assert run(["seal-for", "--pcr0", "ab" * 48, "--from", str(file), mark + secret]) == 1
+    told = "".join(capsys.readouterr())
+    assert "secret keys are no arguments" in told
+    assert secret not in told
+
+
+def test_other_commands_are_none() -> None:
+    for text in (
+        "ssh",
+        "edsk",
+        "/usr/bin/ssh",
+        "edpkuBknW28nW72KG6RoHtYW7p12T6GKc7nAbwYX5m8Wd9sDVC9yav",
+        "tz1" + "a" * 33,
+    ):
+        assert not looks_like_one(text)
+    assert looks_like_one("edesk1GXwWmGjXiLHBKxGBxwmNvG21vKBh6FBxc4CyJ8adQQE2avP5vBB57ZUZ93Anm7i4k8RmsHaPzVAvpnHkFF")

@@ -124,6 +124,25 @@ def test_whoever_expects_registers_wants_them_proved(tmp_path: Path, text: str, 
         assert found.pcrs == {"PCR0": (A,), "PCR8": (A, B)}
 
 
+@pytest.mark.parametrize(
+    ("text", "warned"),
+    [
+        (f"attestation_root: '{A[:64]}'\npcrs: {{PCR0: {A}}}", ["attestation_root: documents are verified to another"]),
+        ("attestation: require", ["attestation: without pcrs any image passes"]),
+        ("attestation: warn", ["attestation: without pcrs any image passes"]),
+        (f"pcrs: {{PCR0: {A}}}", []),
+        ("attestation: off", []),
+        ("sessions: 1", []),
+    ],
+)
+def test_what_weakens_the_proof_is_warned_of(tmp_path: Path, text: str, warned: list[str]) -> None:
+    indented = "\n".join(f"      {line}" for line in (HEAD + text).splitlines())
+    found = config.warnings(load(tmp_path, f"vaults:\n  n:\n    driver: nitro\n    config:\n{indented}\n"))
+    assert len(found) == len(warned)
+    for warning, start in zip(found, warned, strict=True):
+        assert warning.startswith(f"vaults.n.config.{start}")
+
+
 def test_what_counts_is_shown(tmp_path: Path) -> None:
     text = f"""
 vaults:

@@ -60,6 +60,32 @@ async def test_counters_every_minute(nursery: trio.Nursery, autojump_clock: Mock
     await reader.stream.aclose()
 
 
+async def test_counters_are_those_of_the_moment(nursery: trio.Nursery, autojump_clock: MockClock) -> None:
+    journal = Journal()
+    reader = Reader(LogStream(journal), nursery)
+    assert (await reader.line())["counters"] == {}
+    await wait_all_tasks_blocked()
+    journal.count("calls", "Sign")
+    assert (await reader.line())["counters"] == {"calls": {"Sign": 1}}
+    await reader.stream.aclose()
+
+
+def test_lines_are_numbered_and_belong_to_a_life() -> None:
+    lives = set()
+    for _ in range(2):
+        journal = Journal()
+        for _ in range(KEPT + 5):
+            journal.say("line")
+        with journal.reading() as (kept, _):
+            lines = [json.loads(line) for line in kept]
+        assert [line["n"] for line in lines] == list(range(6, KEPT + 6))
+        (life,) = {line["life"] for line in lines}
+        counters = json.loads(journal.counters())
+        assert (counters["life"], "n" in counters) == (life, False)
+        lives.add(life)
+    assert len(lives) == 2
+
+
 async def test_so_many_lines_are_kept(nursery: trio.Nursery) -> None:
     journal = Journal()
     for number in range(KEPT + 10):

@@ -225,3 +225,18 @@ def test_an_access_to_a_table_that_is_refused_is_no_failed_one() -> None:
         ("aws", "create", "marks", "AccessDeniedException"): 1
     }
     assert samples(metrics, "watermark_io_latency_seconds_count", *labels)["aws", "write", "marks"] == 2
+
+
+def test_what_an_enclave_counts_is_what_it_counts_now() -> None:
+    """After its restart a name that it has not counted yet would stay at the number of before."""
+    metrics = Metrics()
+    metrics.enclave_counted("n", {("calls", "Sign"): 5, ("uptime", ""): 9.5})
+    metrics.enclave_counted("o", {("calls", "Sign"): 7})
+    metrics.enclave_counted("n", {("calls", "Sign"): 1})
+    told = [line for line in metrics.exposition().decode().splitlines() if line.startswith("enclave_counter{")]
+    assert sorted(told) == [
+        'enclave_counter{counter="calls",name="Sign",vault="n"} 1.0',
+        'enclave_counter{counter="calls",name="Sign",vault="o"} 7.0',
+    ]
+    metrics.enclave_counted("n", {})
+    assert 'vault="n"' not in metrics.exposition().decode()

@@ -1,7 +1,7 @@
 """The enclave's log in that of the host: whatever comes."""
 
 import json
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager, suppress
 
 import pytest
@@ -11,7 +11,8 @@ from structlog.typing import EventDict
 from trio.testing import MemorySendStream, MockClock, memory_stream_pair, wait_all_tasks_blocked
 
 from proxy.address import Address, UnixAddress, VsockAddress, parse
-from signer.vaults.nitro.enclave_log import MAX_LINE, PAUSE, RATE, EnclaveLog
+from signer.enclave.log import KEPT
+from signer.vaults.nitro.enclave_log import BURST, MAX_LINE, PAUSE, PENALTY, SILENCE, TELL_INTERVAL, EnclaveLog
 
 PLACE = UnixAddress("/run/v.sock", 2000)
 
@@ -24,7 +25,7 @@ class Enclave:
         self.refuses = False
         self.asked: list[Address] = []
         self.streams: list[trio.StapledStream[MemorySendStream, trio.testing.MemoryReceiveStream]] = []
-        self.counted: list[tuple[str, str, str, float]] = []
+        self.counted: list[dict[tuple[str, str], float]] = []
         self.changed = trio.Event()
 
     async def connect(self, address: Address) -> trio.abc.Stream:
@@ -39,8 +40,9 @@ class Enclave:
     async def wait_change(self) -> None:
         await self.changed.wait()
 
-    def enclave_counted(self, vault: str, counter: str, name: str, value: float) -> None:
-        self.counted.append((vault, counter, name, value))
+    def enclave_counted(self, vault: str, numbers: Mapping[tuple[str, str], float]) -> None:
+        assert vault == "n"
+        self.counted.append(dict(numbers))
 
     async def say(self, data: bytes) -> None:
         await self.streams[-1].send_all(data)
@@ -91,22 +93,56 @@ async def test_lines_keep_their_level() -> None:
     assert logs[0]["enclave_time"].startswith("2026-11-25")
 
 
+def numbered(number: int, life: str = "a") -> bytes:
+    return line(str(number), n=number, life=life)
+
+
 async def test_counters_become_metrics() -> None:
     enclave = Enclave()
     numbers = {
-        "counters": {"calls": {"Sign": 5, "\x1b[2J": 1, "bad": "x", "true": True}, "secrets": {"a": 1}, "errors": 7},
-        "gauges": {"uptime": 1.5, "sessions": None, "other": 3},
+        "counters": {
+            "calls": {"Sign": 5, "\x1b[2J": 1, "bad": "x", "true": True, "less": -1},
+            "secrets": {"a": 1},
+            "errors": 7,
+        },
+        "gauges": {"uptime": 1.5, "sessions": None, "other": 3, "clock_offset": -2},
     }
     async with following(enclave):
         await enclave.say(line("counters", "debug", **numbers))
-        many = {"counters": {"errors": {str(number): number for number in range(200)}}, "gauges": []}
-        await enclave.say(line("counters", "debug", **many))
-    assert enclave.counted[:3] == [
-        ("n", "calls", "Sign", 5),
-        ("n", "calls", "\\x1b[2J", 1),
-        ("n", "uptime", "", 1.5),
+        await enclave.say(line("counters", "debug", counters=[], gauges=[]))
+    assert enclave.counted == [
+        {("calls", "Sign"): 5, ("calls", "\\x1b[2J"): 1, ("uptime", ""): 1.5, ("clock_offset", ""): -2},
+        {},
     ]
-    assert len({name for _, counter, name, _ in enclave.counted if counter == "errors"}) == 64
+
+
+@pytest.mark.parametrize("value", ["NaN", "Infinity", "-Infinity", "1e999", "1e15", "9" * 400, "9" * 5000])
+async def test_numbers_that_are_none_are_left_out(value: str) -> None:
+    enclave = Enclave()
+    async with following(enclave):
+        told = f'{{"event": "counters", "counters": {{"calls": {{"Sign": {value}}}}}, "gauges": {{"uptime": {value}}}}}'
+        await enclave.say(told.encode() + b"\n" + line("counters", counters={"calls": {"Sign": 1}}))
+    assert [numbers for numbers in enclave.counted if numbers] == [{("calls", "Sign"): 1}]
+
+
+async def test_names_that_never_end_are_added_up() -> None:
+    """Also where each line has others: Prometheus keeps every one that it ever saw."""
+    enclave = Enclave()
+    async with following(enclave):
+        for start in range(0, 200, 50):
+            names = {str(number): 1 for number in range(start, start + 50)}
+            await enclave.say(line("counters", counters={"errors": names}))
+    assert len({place for numbers in enclave.counted for place in numbers}) == 65
+    assert enclave.counted[-1] == {("errors", "other"): 50}
+
+
+async def test_an_enclave_that_is_gone_counts_nothing(autojump_clock: MockClock) -> None:
+    enclave = Enclave()
+    async with following(enclave):
+        await enclave.say(line("counters", counters={"calls": {"Sign": 5}}))
+        await enclave.streams[-1].aclose()
+        await wait_all_tasks_blocked()
+    assert enclave.counted == [{("calls", "Sign"): 5}, {}]
 
 
 @pytest.mark.parametrize(
@@ -122,13 +158,14 @@ async def test_counters_become_metrics() -> None:
         b'{"event": "' + b"x" * MAX_LINE + b'"}\n',
     ],
 )
-async def test_odd_lines_harm_nothing(data: bytes) -> None:
+async def test_odd_lines_harm_nothing(data: bytes, autojump_clock: MockClock) -> None:
     enclave = Enclave()
     with capture_logs() as logs:
         async with following(enclave):
             await enclave.say(data)
             await enclave.say(line("still there"))
-    assert told(logs)[-1] == ("info", "enclave: still there")
+            await trio.sleep(2 * PENALTY)
+    assert [one for one in told(logs) if "enclave: " in one[1]] == [("info", "enclave: still there")]
 
 
 async def test_text_of_others_is_shown_escaped_and_short() -> None:
@@ -145,13 +182,29 @@ async def test_a_flood_is_counted(autojump_clock: MockClock) -> None:
     enclave = Enclave()
     with capture_logs() as logs:
         async with following(enclave):
-            for number in range(4 * RATE):
+            for number in range(3 * BURST):
                 await enclave.streams[-1].send_all(line(str(number)))
             await wait_all_tasks_blocked()
-            await trio.sleep(1.1)
+            await trio.sleep(TELL_INTERVAL + PENALTY)
             await enclave.say(line("after it"))
-    assert len(logs) == RATE + 2
-    assert (logs[-2]["log_level"], logs[-2]["lines"]) == ("warning", 3 * RATE)
+            await enclave.streams[-1].aclose()
+            await wait_all_tasks_blocked()
+    dropped = [one["lines"] for one in logs if "dropped" in one["event"]]
+    assert sum(dropped) + len(logs) - len(dropped) == 3 * BURST + 1, "told, or counted"
+    assert len(dropped) == 2, "one warning at once, and one of the rest"
+    assert told(logs)[-2] == ("info", "enclave: after it")
+
+
+async def test_a_flood_is_read_slowly(autojump_clock: MockClock) -> None:
+    """Eight thousand lines of nothing take the processor for some ms, in which nobody signs."""
+    enclave = Enclave()
+    async with following(enclave):
+        began = trio.current_time()
+        await enclave.streams[-1].send_all(b"\n" * (10 * MAX_LINE) + line("counters", counters={"calls": {"a": 1}}))
+        with trio.fail_after(60):
+            while not enclave.counted:
+                await trio.sleep(PENALTY)
+        assert trio.current_time() - began >= 9 * PENALTY
 
 
 async def test_a_line_without_end_ends_the_stream(autojump_clock: MockClock) -> None:
@@ -162,20 +215,108 @@ async def test_a_line_without_end_ends_the_stream(autojump_clock: MockClock) -> 
                 for _ in range(10):
                     await enclave.streams[0].send_all(b"x" * MAX_LINE)
             await wait_all_tasks_blocked()
-            assert told(logs) == [("warning", "the enclave's log stream is none")]
+            ((level, event),) = told(logs)
+            assert (level, "is no log" in event) == ("warning", True)
             await trio.sleep(PAUSE + 1)
             assert len(enclave.asked) == 2
 
 
-async def test_what_was_told_is_not_told_again(autojump_clock: MockClock) -> None:
+async def test_all_that_was_kept_is_told_at_once() -> None:
     enclave = Enclave()
     with capture_logs() as logs:
         async with following(enclave):
-            await enclave.say(line("one") + line("two"))
+            await enclave.say(b"".join(numbered(number) for number in range(1000, 1000 + KEPT)))
+    assert [event for _, event in told(logs)] == [f"enclave: {number}" for number in range(1000, 1000 + KEPT)]
+
+
+async def test_what_was_told_is_not_told_again(autojump_clock: MockClock) -> None:
+    """Not even a day of counters later."""
+    enclave = Enclave()
+    with capture_logs() as logs:
+        async with following(enclave):
+            await enclave.say(numbered(1) + numbered(2))
+            for _ in range(300):
+                await enclave.say(line("counters", counters={}))
+                await trio.sleep(60)
             await enclave.streams[-1].aclose()
             await trio.sleep(PAUSE + 1)
-            await enclave.say(line("one") + line("two") + line("three"))
-    assert [event for _, event in told(logs)] == ["enclave: one", "enclave: two", "enclave: three"]
+            await enclave.say(numbered(1) + numbered(2) + numbered(3))
+    assert [event for _, event in told(logs)] == ["enclave: 1", "enclave: 2", "enclave: 3"]
+
+
+async def test_two_lines_of_one_text_and_moment_are_two() -> None:
+    enclave = Enclave()
+    with capture_logs() as logs:
+        async with following(enclave):
+            await enclave.say(line("internal error", n=1, life="a") + line("internal error", n=2, life="a"))
+    assert len(logs) == 2
+
+
+async def test_lines_that_are_missing_are_counted(autojump_clock: MockClock) -> None:
+    enclave = Enclave()
+    with capture_logs() as logs:
+        async with following(enclave):
+            await enclave.say(numbered(5))  # older ones were said before we came
+            await enclave.streams[-1].aclose()
+            await trio.sleep(PAUSE + 1)
+            await enclave.say(numbered(9))
+            await trio.sleep(TELL_INTERVAL + 1)
+            await enclave.say(numbered(3, life="b"))  # started again, and two lines are gone already
+    assert [(one["event"], one.get("lines")) for one in logs] == [
+        ("enclave: 5", None),
+        ("lines of the enclave's log were dropped", 3),
+        ("enclave: 9", None),
+        ("lines of the enclave's log were dropped", 2),
+        ("enclave: 3", None),
+    ]
+
+
+async def test_lines_that_were_dropped_are_not_missing_too(autojump_clock: MockClock) -> None:
+    enclave = Enclave()
+    with capture_logs() as logs:
+        async with following(enclave):
+            await enclave.say(numbered(1) + b"x" * (MAX_LINE // 2) + b"\n" + numbered(3))
+            await enclave.streams[-1].aclose()
+            await trio.sleep(2 * PENALTY)
+    assert [one["lines"] for one in logs if "lines" in one] == [1]
+
+
+async def test_a_new_life_begins_anew(autojump_clock: MockClock) -> None:
+    enclave = Enclave()
+    with capture_logs() as logs:
+        async with following(enclave):
+            await enclave.say(numbered(1) + numbered(2) + numbered(1, life="b") + numbered(2, life="b"))
+    assert [event for _, event in told(logs)] == ["enclave: 1", "enclave: 2"] * 2
+
+
+@pytest.mark.parametrize("odd", [{"n": "1"}, {"n": True}, {"n": 0}, {"n": -5}, {"n": 1.5}, {"n": 10**300}, {"life": 1}])
+async def test_a_number_that_is_none_suppresses_nothing(odd: dict[str, object]) -> None:
+    enclave = Enclave()
+    with capture_logs() as logs:
+        async with following(enclave):
+            await enclave.say(line("odd", "info", **({"n": 1, "life": "a"} | odd)) + numbered(1) + numbered(2))
+    assert [event for _, event in told(logs)] == ["enclave: odd", "enclave: 1", "enclave: 2"]
+
+
+async def test_a_stream_that_is_silent_for_long_is_dialled_again(autojump_clock: MockClock) -> None:
+    enclave = Enclave()
+    async with following(enclave):
+        await enclave.say(numbered(1))
+        await trio.sleep(SILENCE - 1)
+        assert len(enclave.asked) == 1
+        await trio.sleep(PAUSE + 2)
+        assert len(enclave.asked) == 2
+
+
+async def test_one_reader_too_many_says_so_once(autojump_clock: MockClock) -> None:
+    enclave = Enclave()
+    with capture_logs() as logs:
+        async with following(enclave):
+            for _ in range(3):
+                await enclave.streams[-1].aclose()
+                await trio.sleep(PAUSE + 1)
+    ((level, event),) = told(logs)
+    assert (level, "as many readers as it takes" in event) == ("warning", True)
 
 
 async def test_an_enclave_without_a_stream_is_no_fault(autojump_clock: MockClock) -> None:
