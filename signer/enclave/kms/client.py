@@ -94,7 +94,7 @@ class KmsClient:
         self._breaker = breaker
         self._chance = chance
         self._call_timeout = call_timeout
-        self._arns: dict[str, str] = {}  # of key ids that don't name one, as KMS answered first
+        self._arns: dict[tuple[str, str], str] = {}  # by region and key id that names none: as KMS answered first
 
     async def encrypt(self, plaintext: bytes) -> bytes:
         """A legacy blob of *plaintext*: without a context, as the reference makes it. KMS sees the plaintext."""
@@ -227,20 +227,20 @@ class KmsClient:
         arn = members.get("KeyId")
         if not isinstance(arn, str) or not arn:
             raise KmsError("zero output", f"AWS KMS answered {operation} without KeyId")
-        if not self._is_expected(arn, access.key_id):
+        if not self._is_expected(arn, access):
+            known = self._arns.get((access.region, access.key_id), access.key_id)
             raise KmsError(
-                "SDK error",
-                f"AWS KMS answered {operation} for another key: {arn[:200]!r} instead of "
-                f"{self._arns.get(access.key_id, access.key_id)}",
+                "SDK error", f"AWS KMS answered {operation} for another key: {arn[:200]!r} instead of {known}"
             )
         return members
 
-    def _is_expected(self, arn: str, key_id: str) -> bool:
+    def _is_expected(self, arn: str, access: Access) -> bool:
+        key_id = access.key_id
         if key_id.startswith("arn:") and ":key/" in key_id:
             return arn == key_id
         if "alias/" not in key_id:
             return arn.endswith(f":key/{key_id}")
-        return self._arns.setdefault(key_id, arn) == arn
+        return self._arns.setdefault((access.region, key_id), arn) == arn
 
 
 class _Attempts:

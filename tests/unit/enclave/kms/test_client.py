@@ -4,6 +4,7 @@ import base64
 import json
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from dataclasses import replace
 from datetime import timedelta
 from typing import Any
 
@@ -211,6 +212,18 @@ async def test_an_alias_stays_with_its_first_key(autojump_clock: MockClock, rsa_
         with pytest.raises(KmsError, match=f"for another key: '{ARN}0' instead of {ARN}"):
             await here.client.decrypt(b"blob")
         assert await here.client.decrypt(blob) == b"x"
+
+
+async def test_an_alias_is_another_key_in_another_region(
+    autojump_clock: MockClock, rsa_keys: list[RSAPrivateKey]
+) -> None:
+    async with world(rsa_keys) as here:
+        await here.client.encrypt(b"x")
+        here.client.access = replace(ACCESS, region="eu-west-1")
+        here.custody.replies = [member("KeyId", ARN.replace("us-west-2", "eu-west-1"))]
+        await here.client.encrypt(b"x")
+        with pytest.raises(KmsError, match="for another key"):  # and stays with that one there
+            await here.client.encrypt(b"x")
 
 
 # -- refusals
