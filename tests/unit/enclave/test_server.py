@@ -1,8 +1,11 @@
 """Sessions over streams: weird calls are answered, and the fault of one session touches no other."""
 
 import errno
+import socket
+import sys
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from functools import partial
 
 import pytest
 import trio
@@ -34,6 +37,7 @@ from signer.rpc.messages import (
 from signer.tezos.keys import Curve, Signature
 
 SEALING = LocalSealing(bytes(32))
+TCP_PROBES = (socket.TCP_KEEPIDLE, socket.TCP_KEEPINTVL, socket.TCP_KEEPCNT)
 
 
 class MemoryListener(trio.abc.Listener[trio.SocketStream]):
@@ -347,3 +351,21 @@ async def test_told_to_stop_the_sessions_between_two_calls_end() -> None:
         server.stop()
         with trio.fail_after(5):
             assert await client.ended()
+
+
+async def test_a_host_that_vanished_is_noticed() -> None:
+    (listener,) = await trio.open_tcp_listeners(0, host="127.0.0.1")
+    names = ((socket.SOL_SOCKET, socket.SO_KEEPALIVE), *((socket.IPPROTO_TCP, name) for name in TCP_PROBES))
+    found: list[int] = []
+    server = Server(lambda: Session(SEALING))
+
+    async def look(stream: trio.SocketStream) -> bool:
+        await trio.lowlevel.checkpoint()
+        found.extend(int.from_bytes(stream.getsockopt(*name, 4), sys.byteorder) for name in names)
+        server.stop()
+        return False
+
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(partial(server.serve, listener, greet=look))
+        await (await trio.open_tcp_stream(*listener.socket.getsockname())).aclose()
+    assert found == [1, 60, 15, 4]
