@@ -168,6 +168,27 @@ async def test_answers_that_are_refused(
         assert len(here.custody.requests) == 1
 
 
+@pytest.mark.parametrize(
+    "members",
+    [
+        None,
+        {"KeyId": None},
+        {"KeyId": ARN + "0"},
+        {"Plaintext": "c2VjcmV0"},
+        {"CiphertextForRecipient": None},
+        {"CiphertextForRecipient": "!"},
+        {"CiphertextForRecipient": "MIA="},
+    ],
+)
+async def test_a_refused_answer_names_the_request(
+    members: dict[str, object] | None, autojump_clock: MockClock, rsa_keys: list[RSAPrivateKey]
+) -> None:
+    async with world(rsa_keys, replace(ACCESS, key_id=ARN)) as here:
+        answer = None if members is None else {"KeyId": ARN, "CiphertextForRecipient": "AA=="} | members
+        here.custody.replies = [(200, {"x-amzn-RequestId": "0e1f-9f6e"}, json.dumps(answer).encode())]
+        assert (await here.chain())[-1].endswith(" (request 0e1f-9f6e)")
+
+
 @pytest.mark.parametrize("absent", [None, ""])
 async def test_an_empty_plaintext_is_none(
     absent: object, autojump_clock: MockClock, rsa_keys: list[RSAPrivateKey]
@@ -307,6 +328,21 @@ async def test_the_clock_is_set_by_kms_once(autojump_clock: MockClock, rsa_keys:
         with pytest.raises(KmsError, match="clock"):
             await here.client.encrypt(b"x")
         assert here.clock.corrections == [600.0, 0.0]
+
+
+async def test_a_clock_that_was_set_meanwhile_is_no_fault_of_the_credentials(
+    autojump_clock: MockClock, rsa_keys: list[RSAPrivateKey]
+) -> None:
+    """Calls that run side by side were all signed with the wrong time, and the first refusal sets it."""
+    async with world(rsa_keys) as here:
+        here.custody.delay = 0.02
+        late = fault("InvalidSignatureException", "Signature expired: x", date="Fri, 20 Nov 2026 12:10:05 GMT")
+        here.custody.replies = [late, late]
+        async with trio.open_nursery() as nursery:
+            for _ in range(2):
+                nursery.start_soon(here.client.encrypt, b"x")
+        assert here.clock.corrections == [600.0, 600.0]
+        assert len(here.custody.requests) == 4
 
 
 async def test_expired_credentials_are_named_and_can_be_replaced(
