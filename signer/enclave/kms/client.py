@@ -130,9 +130,12 @@ class KmsClient:
         attempts = _Attempts(self._breaker, self._chance, trio.current_time() + self._call_timeout)
         with trio.move_on_after(self._call_timeout):
             return await self._repeatedly(operation, parameters, attempts, attested=attested)
+        last = f"; before that: {attempts.last}" if attempts.last else ""
+        if not attempts.asking:  # no fault of KMS, nor of the way to it
+            why = f"the security module gave no document for {operation} within {self._call_timeout:g} s"
+            raise KmsError("attestation error", f"{why}{last}")
         why = f"AWS KMS gave no answer to {operation} within {self._call_timeout:g} s"
         self._breaker.failed(trio.current_time(), why)
-        last = f"; before that: {attempts.last}" if attempts.last else ""
         raise KmsError("SDK error", f"{why}{last}")
 
     async def _repeatedly(
@@ -140,7 +143,9 @@ class KmsClient:
     ) -> "_Reply":
         while True:
             access = self.access
+            attempts.asking = not attested
             addressee = await self._addressee() if attested else None
+            attempts.asking = True
             now = self._clock.now()
             try:
                 answer = await self._attempt(access, operation, parameters, addressee, now)
@@ -243,6 +248,7 @@ class _Attempts:
 
     def __init__(self, breaker: Breaker, chance: Callable[[], float], deadline: float) -> None:
         self.last = ""  # why the latest attempt has to be repeated
+        self.asking = False  # KMS, no more the security module
         self._breaker = breaker
         self._chance = chance
         self._deadline = deadline

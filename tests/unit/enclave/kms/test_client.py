@@ -434,6 +434,18 @@ async def test_a_call_ends_before_the_host_gives_up(autojump_clock: MockClock, r
         assert here.breaker.failures == 3
 
 
+async def test_a_module_that_hangs_is_no_fault_of_kms(autojump_clock: MockClock, rsa_keys: list[RSAPrivateKey]) -> None:
+    async with world(rsa_keys) as here:
+        here.module.delay = 60.0
+        assert await here.chain() == (
+            "attestation error",
+            "the security module gave no document for Decrypt within 9 s",
+        )  # fmt: skip
+        assert here.breaker.failures == 0
+        assert not here.custody.requests
+        await here.client.encrypt(b"x")
+
+
 async def test_no_document_no_call(autojump_clock: MockClock, rsa_keys: list[RSAPrivateKey]) -> None:
     async with world(rsa_keys) as here:
         here.module.fails = True
