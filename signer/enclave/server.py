@@ -1,7 +1,9 @@
 """Serves sessions over streams: one task a connection, frames in order, a fault never touches another session."""
 
 import errno
+import socket
 from collections.abc import Awaitable, Callable
+from contextlib import suppress
 
 import trio
 
@@ -13,6 +15,9 @@ MAX_SESSIONS = 64
 _CHUNK = 65536  # bytes of one read
 _DRAIN = 2.0  # seconds for the calls that run when the program is told to stop
 _SEND_TIMEOUT = 30.0  # seconds for one reply: a host that does not read keeps a session's keys in memory
+
+_PROBE_AFTER, _PROBE_INTERVAL = 60, 15  # seconds of silence before the first probe, and between two
+_PROBES = 4  # without an answer, then the connection has ended
 
 _ACCEPT_PAUSE = 0.1  # seconds before the next try when the system lacks something
 _LACKING = {errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.ENOBUFS}
@@ -129,9 +134,26 @@ async def _accept_one(listener: trio.abc.Listener[trio.SocketStream]) -> trio.So
     """The next connection; a lack of descriptors or memory is waited out, it must not end the sessions there are."""
     while True:
         try:
-            return await listener.accept()
+            stream = await listener.accept()
         except OSError as exc:
             if exc.errno not in _LACKING:
                 raise
             say(f"cannot accept a connection: {exc.strerror}")
+        else:
+            _probe(stream)
+            return stream
         await trio.sleep(_ACCEPT_PAUSE)
+
+
+def _probe(stream: trio.abc.Stream) -> None:
+    """Probe a TCP connection while it is idle: a host that vanished would keep its slot, and its keys here, for ever.
+
+    Over vsock the hypervisor tells the end of a host, and there are no probes.
+    """
+    if not isinstance(stream, trio.SocketStream) or stream.socket.family not in (socket.AF_INET, socket.AF_INET6):
+        return
+    with suppress(OSError):  # it is gone already
+        stream.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+        stream.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPIDLE, _PROBE_AFTER)
+        stream.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPINTVL, _PROBE_INTERVAL)
+        stream.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPCNT, _PROBES)

@@ -9,6 +9,7 @@ reply; none ends the session.
 from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from itertools import islice
 from traceback import extract_tb
 from typing import assert_never
 
@@ -84,18 +85,20 @@ class _Held:
 
 
 class _Opening:
-    """A blob that is opened before its turn has come."""
+    """A blob that is opened before its turn has come; `run` does it, once for each that is waited for."""
 
-    def __init__(self, payload: bytes) -> None:
+    def __init__(self, payload: bytes, blob: bytes) -> None:
         self.payload = payload
+        self.started = False
+        self._blob = blob
         self._done = trio.Event()
         self._key: SecretKey | None = None
         self._error: Exception = SealingError("internal error", "the program ends")
         self._abandoned = False
 
-    async def run(self, sealer: Sealer, blob: bytes) -> None:
+    async def run(self, sealer: Sealer) -> None:
         try:
-            key = await sealer.open(blob)
+            key = await sealer.open(self._blob)
         except Exception as exc:  # it is the answer to the call
             self._error = exc
         else:
@@ -132,7 +135,8 @@ class Session:
         self._attestor = attestor
         self._sealer: Sealer | None = None
         self._keys: list[_Held] = []
-        self._ahead: deque[_Opening] = deque()
+        self._ahead: deque[_Opening] = deque()  # in the order of the calls; the first `MAX_AHEAD` of them run
+        self._start_soon: Callable[..., None] | None = None
 
     def foresee(self, payloads: Sequence[bytes], start_soon: Callable[..., None]) -> None:
         """*payloads* are to be answered next, in this order: open the blobs in them side by side.
@@ -141,17 +145,26 @@ class Session:
         """
         if self._sealer is None or len(payloads) < 2:
             return
-        for payload in payloads[:MAX_AHEAD]:
+        for payload in payloads:
             try:
                 call = decode_call(payload)
             except MalformedCallError:
                 continue
             if isinstance(call, Initialize | InitializeSealed):
-                return  # what comes behind it is opened with other credentials
+                break  # what comes behind it is opened with other credentials
             if isinstance(call, Import):
-                opening = _Opening(payload)
-                self._ahead.append(opening)
-                start_soon(opening.run, self._sealer, call.blob)
+                self._ahead.append(_Opening(payload, call.blob))
+        self._start_soon = start_soon
+        self._run_ahead()
+
+    def _run_ahead(self) -> None:
+        """Start what has come within reach: each answer lets the next one begin."""
+        if self._sealer is None or self._start_soon is None:
+            return
+        for opening in islice(self._ahead, MAX_AHEAD):
+            if not opening.started:
+                opening.started = True
+                self._start_soon(opening.run, self._sealer)
 
     @property
     def number_of_keys(self) -> int:
@@ -165,7 +178,7 @@ class Session:
             count("errors", "malformed call")
             return encode_error(str(exc))
         count("calls", type(call).__name__)
-        opening = self._ahead.popleft() if self._ahead and self._ahead[0].payload is payload else None
+        opening = self._ahead[0] if self._ahead and self._ahead[0].payload is payload else None
         try:
             return encode_reply(await self._perform(call, opening))
         except (_CallError, SealingError, AttestorError) as exc:
@@ -179,6 +192,10 @@ class Session:
         except Exception as exc:  # a bug must not cost the other sessions their keys
             _report(exc)
             chain = ("internal error", type(exc).__name__)
+        finally:
+            if opening is not None:
+                self._ahead.popleft().abandon()  # its key is ours by now, or nobody's
+                self._run_ahead()
         count("errors", chain[0] if chain[0] in _ERRORS else OTHER)
         return encode_error(*chain)
 
@@ -220,8 +237,6 @@ class Session:
                 return await self._perform_sealed(call, self._sealer)
 
     async def _import(self, blob: bytes, opening: _Opening | None, sealer: Sealer) -> Imported:
-        if len(self._keys) >= MAX_KEYS and opening is not None:
-            opening.abandon()
         self._room()
         key = await (sealer.open(blob) if opening is None else opening.result())
         return Imported(key.public_key, self._keep(key, sealer.marks(blob)))

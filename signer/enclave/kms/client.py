@@ -16,7 +16,17 @@ from typing import Any, Protocol
 
 import trio
 
-from signer.enclave.kms.errors import Call, Fault, Repeat, cause_of, is_expired, known_name, parse_fault, repeat_of
+from signer.enclave.kms.errors import (
+    Call,
+    Fault,
+    Repeat,
+    cause_of,
+    is_expired,
+    known_name,
+    parse_fault,
+    repeat_of,
+    request_id_of,
+)
 from signer.enclave.kms.retries import MAX_ATTEMPTS, Breaker, pause
 from signer.enclave.kms.sigv4 import Credentials, signed_headers
 from signer.enclave.kms.transport import Answer, Transport, TransportError, TrustError
@@ -94,49 +104,48 @@ class KmsClient:
         self._breaker = breaker
         self._chance = chance
         self._call_timeout = call_timeout
-        self._arns: dict[str, str] = {}  # of key ids that don't name one, as KMS answered first
+        self._arns: dict[tuple[str, str], str] = {}  # by region and key id that names none: as KMS answered first
 
     async def encrypt(self, plaintext: bytes) -> bytes:
         """A legacy blob of *plaintext*: without a context, as the reference makes it. KMS sees the plaintext."""
-        answer, _ = await self._call("Encrypt", {"Plaintext": _text(plaintext)})
-        return _bytes(answer, "Encrypt", "CiphertextBlob")
+        reply = await self._call("Encrypt", {"Plaintext": _text(plaintext)})
+        return reply.bytes("CiphertextBlob")
 
     async def decrypt(self, blob: bytes, *, context: Mapping[str, str] | None = None) -> bytearray:
         """The plaintext of *blob*, for the caller to wipe."""
         parameters: dict[str, object] = {"CiphertextBlob": _text(blob)}
         if context is not None:
             parameters["EncryptionContext"] = dict(context)
-        return await self._attested("Decrypt", parameters)
+        return (await self._call("Decrypt", parameters, attested=True)).open()
 
     async def generate_data_key(self, context: Mapping[str, str]) -> DataKey:
         """A new data key of 32 bytes under *context*."""
         parameters = {"KeySpec": "AES_256", "EncryptionContext": dict(context)}
-        answer, addressee = await self._call("GenerateDataKey", parameters, attested=True)
-        wrapped = _bytes(answer, "GenerateDataKey", "CiphertextBlob")
-        return DataKey(_open(answer, "GenerateDataKey", addressee), wrapped)
+        reply = await self._call("GenerateDataKey", parameters, attested=True)
+        wrapped = reply.bytes("CiphertextBlob")
+        return DataKey(reply.open(), wrapped)
 
-    async def _attested(self, operation: str, parameters: Mapping[str, object]) -> bytearray:
-        answer, addressee = await self._call(operation, parameters, attested=True)
-        return _open(answer, operation, addressee)
-
-    async def _call(
-        self, operation: str, parameters: Mapping[str, object], *, attested: bool = False
-    ) -> tuple[dict[str, Any], Addressee | None]:
-        """KMS's answer, and who it is for. Raises `KmsError`."""
+    async def _call(self, operation: str, parameters: Mapping[str, object], *, attested: bool = False) -> "_Reply":
+        """What KMS answered for the key that was asked for. Raises `KmsError`."""
         attempts = _Attempts(self._breaker, self._chance, trio.current_time() + self._call_timeout)
         with trio.move_on_after(self._call_timeout):
             return await self._repeatedly(operation, parameters, attempts, attested=attested)
+        last = f"; before that: {attempts.last}" if attempts.last else ""
+        if not attempts.asking:  # no fault of KMS, nor of the way to it
+            why = f"the security module gave no document for {operation} within {self._call_timeout:g} s"
+            raise KmsError("attestation error", f"{why}{last}")
         why = f"AWS KMS gave no answer to {operation} within {self._call_timeout:g} s"
         self._breaker.failed(trio.current_time(), why)
-        last = f"; before that: {attempts.last}" if attempts.last else ""
         raise KmsError("SDK error", f"{why}{last}")
 
     async def _repeatedly(
         self, operation: str, parameters: Mapping[str, object], attempts: "_Attempts", *, attested: bool
-    ) -> tuple[dict[str, Any], Addressee | None]:
+    ) -> "_Reply":
         while True:
             access = self.access
+            attempts.asking = not attested
             addressee = await self._addressee() if attested else None
+            attempts.asking = True
             now = self._clock.now()
             try:
                 answer = await self._attempt(access, operation, parameters, addressee, now)
@@ -148,7 +157,9 @@ class KmsClient:
                 await trio.sleep(wait)
                 continue
             if answer.status == 200:
-                return self._checked(answer, operation, access), addressee
+                reply = _Reply(operation, _members(answer.body), addressee, request_id_of(answer.headers))
+                self._check_key(reply, access)
+                return reply
             fault = parse_fault(answer.status, answer.headers, answer.body, secrets=access.credentials.secrets)
             count("kms_failures", known_name(fault))
             wait = self._wait_behind(fault, attempts, access, attested=attested, now=now)
@@ -218,31 +229,20 @@ class KmsClient:
         cause = cause_of(fault, Call(operation, access.key_id, attested, access.region, pcr0, now))
         return KmsError("SDK error", str(fault), *([cause] if cause else []), fault=fault)
 
-    def _checked(self, answer: Answer, operation: str, access: Access) -> dict[str, Any]:
-        """The members of an answer for the key that was asked for."""
-        try:
-            members = json.loads(answer.body)
-        except (ValueError, RecursionError):
-            members = None
-        if not isinstance(members, dict):
-            raise KmsError("SDK error", f"AWS KMS answered {operation} with something that is no JSON object")
-        arn = members.get("KeyId")
-        if not isinstance(arn, str) or not arn:
-            raise KmsError("zero output", f"AWS KMS answered {operation} without KeyId")
-        if not self._is_expected(arn, access.key_id):
-            raise KmsError(
-                "SDK error",
-                f"AWS KMS answered {operation} for another key: {arn[:200]!r} instead of "
-                f"{self._arns.get(access.key_id, access.key_id)}",
-            )
-        return members
+    def _check_key(self, reply: "_Reply", access: Access) -> None:
+        """Refuse an answer for another key than the one that was asked for."""
+        arn = reply.text("KeyId")
+        if not self._is_expected(arn, access):
+            known = self._arns.get((access.region, access.key_id), access.key_id)
+            raise reply.error("SDK error", f"for another key: {arn[:200]!r} instead of {known}")
 
-    def _is_expected(self, arn: str, key_id: str) -> bool:
+    def _is_expected(self, arn: str, access: Access) -> bool:
+        key_id = access.key_id
         if key_id.startswith("arn:") and ":key/" in key_id:
             return arn == key_id
         if "alias/" not in key_id:
             return arn.endswith(f":key/{key_id}")
-        return self._arns.setdefault(key_id, arn) == arn
+        return self._arns.setdefault((access.region, key_id), arn) == arn
 
 
 class _Attempts:
@@ -250,6 +250,7 @@ class _Attempts:
 
     def __init__(self, breaker: Breaker, chance: Callable[[], float], deadline: float) -> None:
         self.last = ""  # why the latest attempt has to be repeated
+        self.asking = False  # KMS, no more the security module
         self._breaker = breaker
         self._chance = chance
         self._deadline = deadline
@@ -292,28 +293,54 @@ def _text(data: bytes) -> str:
     return base64.b64encode(data).decode("ascii")
 
 
-def _bytes(answer: Mapping[str, Any], operation: str, name: str) -> bytes:
-    """A member that holds bytes; without it the answer is none."""
-    value = answer.get(name)
-    if not isinstance(value, str) or not value:
-        raise KmsError("zero output", f"AWS KMS answered {operation} without {name}")
+def _members(body: bytes) -> dict[str, Any] | None:
     try:
-        return base64.b64decode(value, validate=True)
-    except (binascii.Error, ValueError):
-        raise KmsError("SDK error", f"AWS KMS answered {operation} with a {name} that is not Base64") from None
+        members = json.loads(body)
+    except (ValueError, RecursionError):
+        return None
+    return members if isinstance(members, dict) else None
 
 
-def _open(answer: Mapping[str, Any], operation: str, addressee: Addressee | None) -> bytearray:
-    """What KMS put into the envelope of an attested call."""
-    assert addressee is not None
-    if answer.get("Plaintext") not in (None, ""):
-        raise KmsError(
-            "SDK error",
-            f"AWS KMS answered {operation} in clear although it was sent an attestation document: refused; "
-            "is an emulator in the place of AWS KMS?",
-        )
-    envelope = _bytes(answer, operation, "CiphertextForRecipient")
-    try:
-        return addressee.open(envelope)
-    except EnvelopeError as exc:
-        raise KmsError("envelope error", str(exc)) from exc
+class _Reply:
+    """An answer with status 200. What is wrong with it is a `KmsError` that names the request, as a refusal does."""
+
+    def __init__(
+        self, operation: str, members: Mapping[str, Any] | None, addressee: Addressee | None, request_id: str
+    ) -> None:
+        self._operation = operation
+        self._addressee = addressee
+        self._request = f" (request {request_id})" if request_id else ""
+        if members is None:
+            raise self.error("SDK error", "with something that is no JSON object")
+        self._members = members
+
+    def error(self, kind: str, what: str) -> KmsError:
+        return KmsError(kind, f"AWS KMS answered {self._operation} {what}{self._request}")
+
+    def text(self, name: str) -> str:
+        """A member that must be there; without it the answer is none."""
+        value = self._members.get(name)
+        if not isinstance(value, str) or not value:
+            raise self.error("zero output", f"without {name}")
+        return value
+
+    def bytes(self, name: str) -> bytes:
+        """A member that holds bytes."""
+        try:
+            return base64.b64decode(self.text(name), validate=True)
+        except (binascii.Error, ValueError):
+            raise self.error("SDK error", f"with a {name} that is not Base64") from None
+
+    def open(self) -> bytearray:
+        """What KMS put into the envelope of an attested call."""
+        assert self._addressee is not None
+        if self._members.get("Plaintext") not in (None, ""):
+            raise self.error(
+                "SDK error",
+                "in clear although it was sent an attestation document: refused; "
+                "is an emulator in the place of AWS KMS?",
+            )
+        try:
+            return self._addressee.open(self.bytes("CiphertextForRecipient"))
+        except EnvelopeError as exc:
+            raise KmsError("envelope error", f"{exc}{self._request}") from exc

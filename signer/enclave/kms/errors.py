@@ -76,10 +76,15 @@ def parse_fault(status: int, headers: Mapping[str, str], body: bytes, *, secrets
         status=status,
         name=name,
         message=_one_line(_without(secrets, text)) if isinstance(text, str) else "",
-        request_id=_one_line(headers.get("x-amzn-requestid", ""))[:64],
+        request_id=request_id_of(headers),
         date=_date(headers.get("date", "")),
         retry_after=_seconds(headers.get("retry-after", "")),
     )
+
+
+def request_id_of(headers: Mapping[str, str]) -> str:
+    """What AWS calls the request, for those who ask AWS about it; "" where it does not say."""
+    return _one_line(headers.get("x-amzn-requestid", ""))[:64]
 
 
 def _without(secrets: Collection[str], text: str) -> str:

@@ -109,9 +109,10 @@ class KmsSealer:
             return await self._seal_version_1(key, marks)
         plaintext = _plaintext.encode(key)
         try:
-            return await self._client.encrypt(plaintext)
+            blob = await self._client.encrypt(plaintext)
         except KmsError as exc:
             raise SealingError(_ERROR, *exc.chain) from exc
+        return _legacy(blob)
 
     async def open(self, blob: bytes) -> SecretKey:
         if blob.startswith(DEVELOPMENT_MAGIC):
@@ -163,16 +164,21 @@ class KmsSealer:
             _wipe(data_key)
 
     async def _open_legacy(self, blob: bytes) -> SecretKey:
-        if not 0 < len(blob) <= MAX_WRAPPED:
-            raise BlobError("format", f"a sealed key of AWS KMS has 1 to {MAX_WRAPPED} bytes, not {len(blob)}")
         try:
-            plaintext = await self._client.decrypt(blob)
+            plaintext = await self._client.decrypt(_legacy(blob))
         except KmsError as exc:
             raise SealingError(_ERROR, *exc.chain) from exc
         try:
             return _plaintext.decode(bytes(plaintext))
         finally:
             _wipe(plaintext)
+
+
+def _legacy(blob: bytes) -> bytes:
+    """*blob*, of a length that KMS gives and takes: one that would not open again must not be handed out either."""
+    if not 0 < len(blob) <= MAX_WRAPPED:
+        raise BlobError("format", f"a sealed key of AWS KMS has 1 to {MAX_WRAPPED} bytes, not {len(blob)}")
+    return blob
 
 
 def access_of(credentials: Initialize, kms_key: str | None = None) -> Access:

@@ -95,9 +95,25 @@ async def test_side_by_side_and_in_order(client: Client, sealing: Slow, autojump
 
 
 async def test_no_more_than_so_many_at_once(client: Client, sealing: Slow, autojump_clock: MockClock) -> None:
-    results = await together(client, *map(Import, await blobs(sealing, 40)))
+    sealed, began = await blobs(sealing, 40), trio.current_time()
+    results = await together(client, *map(Import, sealed))
     assert [one.handle for one in results if isinstance(one, Imported)] == list(range(40))
     assert sealing.most == MAX_AHEAD
+    assert trio.current_time() - began == pytest.approx(3 * LATENCY), "each answer lets another one begin"
+
+
+async def test_a_key_whose_caller_is_cancelled_is_wiped(sealing: Slow, autojump_clock: MockClock) -> None:
+    session, frames = Session(sealing), [encode_call(Import(blob)) for blob in await blobs(sealing, 2)]
+    await session.answer(encode_call(Initialize()))
+    async with trio.open_nursery() as nursery:
+        session.foresee(frames, nursery.start_soon)
+        await trio.sleep(2 * LATENCY)
+        with trio.CancelScope() as scope:
+            scope.cancel(reason="the program stops")
+            await session.answer(frames[0])
+        session.close()
+    assert len(sealing.opened) == 2
+    assert all(map(wiped, sealing.opened))
 
 
 async def test_one_that_fails_fails_alone(client: Client, sealing: Slow, autojump_clock: MockClock) -> None:

@@ -1,8 +1,11 @@
 """Sessions over streams: weird calls are answered, and the fault of one session touches no other."""
 
 import errno
+import socket
+import sys
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from functools import partial
 
 import pytest
 import trio
@@ -34,6 +37,7 @@ from signer.rpc.messages import (
 from signer.tezos.keys import Curve, Signature
 
 SEALING = LocalSealing(bytes(32))
+TCP_PROBES = (socket.TCP_KEEPIDLE, socket.TCP_KEEPINTVL, socket.TCP_KEEPCNT)
 
 
 class MemoryListener(trio.abc.Listener[trio.SocketStream]):
@@ -135,7 +139,7 @@ WEIRD: list[tuple[bytes, list[str]]] = [
     (b"\x81" * 1000, ["malformed CBOR"]),
     (b"\xa1\x64Sign", ["malformed CBOR"]),
     (b"\xd8\x1e\x82\x01\x00", ["malformed CBOR"]),
-    (b"\xa1\x64Sign\xd8\x1c\x81\xd8\x1d\x00", ["argument of Sign is a map"]),
+    (b"\xa1\x64Sign\xd8\x1c\x81\xd8\x1d\x00", ["malformed CBOR"]),
     (dumps({"Sign": {}, "Generate": "Bls"}), ["a call is a map with one entry"]),
     (dumps({1: 2}), ["malformed CBOR"]),
     (one("Terminate", None), ["unknown call"]),
@@ -143,12 +147,12 @@ WEIRD: list[tuple[bytes, list[str]]] = [
     (one("Sign", None), ["argument of Sign is a map"]),
     (sign(handle=None), ["handle is an unsigned integer"]),
     (sign(handle=True), ["handle is an unsigned integer"]),
-    (sign(handle=2**64), ["handle is an unsigned integer"]),
+    (sign(handle=2**64), ["malformed CBOR"]),
     (sign(handle=2**64 - 1), ["signer error", "invalid handle"]),
     (sign(handle=99), ["signer error", "invalid handle"]),
     (sign(message=None), ["message is a byte string"]),
     (sign(message=[1, -1]), ["message is a byte string"]),
-    (sign(message=[2**80]), ["message is a byte string"]),
+    (sign(message=[2**80]), ["malformed CBOR"]),
     (sign(message=[1.0]), ["message is a byte string"]),
     (sign(message={"a": 1}), ["message is a byte string"]),
     (sign(version=None), ["version is an unsigned integer"]),
@@ -347,3 +351,21 @@ async def test_told_to_stop_the_sessions_between_two_calls_end() -> None:
         server.stop()
         with trio.fail_after(5):
             assert await client.ended()
+
+
+async def test_a_host_that_vanished_is_noticed() -> None:
+    (listener,) = await trio.open_tcp_listeners(0, host="127.0.0.1")
+    names = ((socket.SOL_SOCKET, socket.SO_KEEPALIVE), *((socket.IPPROTO_TCP, name) for name in TCP_PROBES))
+    found: list[int] = []
+    server = Server(lambda: Session(SEALING))
+
+    async def look(stream: trio.SocketStream) -> bool:
+        await trio.lowlevel.checkpoint()
+        found.extend(int.from_bytes(stream.getsockopt(*name, 4), sys.byteorder) for name in names)
+        server.stop()
+        return False
+
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(partial(server.serve, listener, greet=look))
+        await (await trio.open_tcp_stream(*listener.socket.getsockname())).aclose()
+    assert found == [1, 60, 15, 4]

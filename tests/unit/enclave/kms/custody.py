@@ -44,6 +44,7 @@ class Module:
     def __init__(self) -> None:
         self.documents: list[bytes] = []
         self.fails = False
+        self.delay = 0.0  # seconds of each document
         self.register = Register(True, PCR0)
 
     async def describe_pcr(self, index: int) -> Register:
@@ -55,7 +56,7 @@ class Module:
     async def attest(
         self, *, user_data: bytes | None = None, nonce: bytes | None = None, public_key: bytes | None = None
     ) -> bytes:
-        await trio.lowlevel.checkpoint()
+        await trio.sleep(self.delay)
         assert user_data is nonce is None
         assert public_key is not None
         if self.fails:

@@ -4,6 +4,7 @@ import base64
 import json
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from dataclasses import replace
 from datetime import timedelta
 from typing import Any
 
@@ -167,6 +168,27 @@ async def test_answers_that_are_refused(
         assert len(here.custody.requests) == 1
 
 
+@pytest.mark.parametrize(
+    "members",
+    [
+        None,
+        {"KeyId": None},
+        {"KeyId": ARN + "0"},
+        {"Plaintext": "c2VjcmV0"},
+        {"CiphertextForRecipient": None},
+        {"CiphertextForRecipient": "!"},
+        {"CiphertextForRecipient": "MIA="},
+    ],
+)
+async def test_a_refused_answer_names_the_request(
+    members: dict[str, object] | None, autojump_clock: MockClock, rsa_keys: list[RSAPrivateKey]
+) -> None:
+    async with world(rsa_keys, replace(ACCESS, key_id=ARN)) as here:
+        answer = None if members is None else {"KeyId": ARN, "CiphertextForRecipient": "AA=="} | members
+        here.custody.replies = [(200, {"x-amzn-RequestId": "0e1f-9f6e"}, json.dumps(answer).encode())]
+        assert (await here.chain())[-1].endswith(" (request 0e1f-9f6e)")
+
+
 @pytest.mark.parametrize("absent", [None, ""])
 async def test_an_empty_plaintext_is_none(
     absent: object, autojump_clock: MockClock, rsa_keys: list[RSAPrivateKey]
@@ -211,6 +233,18 @@ async def test_an_alias_stays_with_its_first_key(autojump_clock: MockClock, rsa_
         with pytest.raises(KmsError, match=f"for another key: '{ARN}0' instead of {ARN}"):
             await here.client.decrypt(b"blob")
         assert await here.client.decrypt(blob) == b"x"
+
+
+async def test_an_alias_is_another_key_in_another_region(
+    autojump_clock: MockClock, rsa_keys: list[RSAPrivateKey]
+) -> None:
+    async with world(rsa_keys) as here:
+        await here.client.encrypt(b"x")
+        here.client.access = replace(ACCESS, region="eu-west-1")
+        here.custody.replies = [member("KeyId", ARN.replace("us-west-2", "eu-west-1"))]
+        await here.client.encrypt(b"x")
+        with pytest.raises(KmsError, match="for another key"):  # and stays with that one there
+            await here.client.encrypt(b"x")
 
 
 # -- refusals
@@ -297,6 +331,21 @@ async def test_the_clock_is_set_by_kms_once(autojump_clock: MockClock, rsa_keys:
         here.custody.replies = [fault("RequestExpired", date="Fri, 20 Nov 2026 12:01:05 GMT")]
         assert "clocks of the enclave and of AWS agree" in (await here.chain())[-1]
         assert here.clock.corrections == [600.0, 0.0]
+
+
+async def test_a_clock_that_was_set_meanwhile_is_no_fault_of_the_credentials(
+    autojump_clock: MockClock, rsa_keys: list[RSAPrivateKey]
+) -> None:
+    """Calls that run side by side were all signed with the wrong time, and the first refusal sets it."""
+    async with world(rsa_keys) as here:
+        here.custody.delay = 0.02
+        late = fault("InvalidSignatureException", "Signature expired: x", date="Fri, 20 Nov 2026 12:10:05 GMT")
+        here.custody.replies = [late, late]
+        async with trio.open_nursery() as nursery:
+            for _ in range(2):
+                nursery.start_soon(here.client.encrypt, b"x")
+        assert here.clock.corrections == [600.0, 600.0]
+        assert len(here.custody.requests) == 4
 
 
 async def test_expired_credentials_are_named_and_can_be_replaced(
@@ -386,6 +435,18 @@ async def test_a_call_ends_before_the_host_gives_up(autojump_clock: MockClock, r
         assert chain[1].startswith("AWS KMS gave no answer to Decrypt within 9 s; before that: kms.us-west-2")
         assert "did not answer in TLS within 5 s" in chain[1]
         assert here.breaker.failures == 3
+
+
+async def test_a_module_that_hangs_is_no_fault_of_kms(autojump_clock: MockClock, rsa_keys: list[RSAPrivateKey]) -> None:
+    async with world(rsa_keys) as here:
+        here.module.delay = 60.0
+        assert await here.chain() == (
+            "attestation error",
+            "the security module gave no document for Decrypt within 9 s",
+        )  # fmt: skip
+        assert here.breaker.failures == 0
+        assert not here.custody.requests
+        await here.client.encrypt(b"x")
 
 
 async def test_no_document_no_call(autojump_clock: MockClock, rsa_keys: list[RSAPrivateKey]) -> None:

@@ -117,6 +117,51 @@ async def test_a_connection_that_lay_idle_is_not_used(autojump_clock: MockClock)
         await transport.aclose()
 
 
+async def test_idle_time_counts_from_the_last_use_and_all_that_lay_are_closed(autojump_clock: MockClock) -> None:
+    ended: set[int] = set()
+
+    async def script(far: Far) -> None:
+        try:
+            while True:
+                await far.request()
+                await trio.sleep(0.02)
+                await far.respond(b"", headers={"X-Number": str(far.number)})
+        finally:
+            ended.add(far.number)
+
+    async with trio.open_nursery() as nursery:
+        transport = over(Peer(nursery, script).connect)
+        async with trio.open_nursery() as together:
+            for _ in range(3):
+                together.start_soon(transport.post, HEADERS, b"x")
+        used = set()
+        for _ in range(2):
+            await trio.sleep(15)
+            used.add(int((await transport.post(HEADERS, b"x")).headers["x-number"]))
+        await trio.testing.wait_all_tasks_blocked()
+        assert len(used) == 1, "the one that was used last, each time"
+        assert ended == {1, 2, 3} - used
+        await transport.aclose()
+
+
+async def test_the_name_and_the_protocol_are_said_in_the_handshake(autojump_clock: MockClock) -> None:
+    names: list[str | None] = []
+    protocols: list[str | None] = []
+    context = authority().server()
+    context.set_alpn_protocols(["h2", "http/1.1"])
+    context.sni_callback = lambda _object, name, _context: names.append(name)
+
+    async def script(far: Far) -> None:
+        protocols.append(far.stream.selected_alpn_protocol())
+        await echo(far)
+
+    async with trio.open_nursery() as nursery:
+        transport = over(Peer(nursery, script, context).connect)
+        await transport.post(HEADERS, b"x")
+        await transport.aclose()
+    assert (names, protocols) == ([HOST], ["http/1.1"])
+
+
 async def test_a_stale_connection_is_replaced_once(autojump_clock: MockClock) -> None:
     async def script(far: Far) -> None:
         _, body = await far.request()

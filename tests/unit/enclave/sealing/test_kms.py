@@ -1,5 +1,6 @@
 """Sealing by KMS: both kinds of blob, what is bound to what, and the chains that the host is told."""
 
+import base64
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from dataclasses import replace
@@ -96,6 +97,18 @@ async def test_legacy_blobs_are_those_of_the_reference(
         assert here.custody.operations() == ["Encrypt", "Decrypt"]
         assert all(request.members["KeyId"] == "alias/baker" for request in here.custody.requests)
         assert "EncryptionContext" not in here.custody.requests[1].members
+
+
+async def test_a_blob_that_would_not_open_again_is_not_handed_out(
+    rsa_keys: list[RSAPrivateKey], autojump_clock: MockClock
+) -> None:
+    def too_long(_operation: str, _members: dict[str, Any]) -> dict[str, Any]:
+        return {"KeyId": ARN, "CiphertextBlob": base64.b64encode(bytes(6145)).decode()}
+
+    async with world(rsa_keys) as here:
+        sealer = here.session()
+        here.custody.replies = [too_long]
+        assert (await chain(lambda _: sealer.seal(key_of()), b""))[:2] == ("encryption error", "format")
 
 
 @pytest.mark.parametrize("curve", list(Curve))
