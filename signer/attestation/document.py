@@ -369,9 +369,9 @@ def _compare(document: Document, expected: Expected, now: datetime) -> None:
 def _check_age(document: Document, expected: Expected, now: datetime) -> None:
     age = round(now.timestamp() * 1000) - document.timestamp  # ms
     if age > expected.max_age * 1000:
-        raise DocumentError("stale", f"{age / 1000:.0f} s old, at most {expected.max_age:g}")
+        raise DocumentError("stale", f"{age / 1000} s old, at most {expected.max_age:g}")
     if -age > expected.max_skew * 1000:
-        raise DocumentError("stale", f"{-age / 1000:.0f} s ahead of this clock, at most {expected.max_skew:g}")
+        raise DocumentError("stale", f"{-age / 1000} s ahead of this clock, at most {expected.max_skew:g}")
 
 
 def _equal(found: bytes | None, expected: bytes) -> bool:

@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from signer.crypto.interface import SecretKey
     from signer.vaults.nitro.vault import NitroVault
 
+_DEBUG_REGISTERS = (0, 1, 2)  # zero in debug mode; 3 is without a role, and 8 of an unsigned image
 _REGISTERS = (0, 1, 2, 3, 4, 8)
 _ANSWER_TIMEOUT = 300.0  # seconds for a line of the command: somebody may have to type a password first
 _END_TIMEOUT = 10.0  # seconds for the command to end once it has nothing left to do
@@ -157,7 +158,7 @@ def _wanted(registers: dict[str, tuple[str, ...]], image: Path | None) -> dict[i
     wanted: dict[int, frozenset[bytes]] = {}
     for number in _REGISTERS:
         values = frozenset(_hex(text, 48, f"--pcr{number}") for text in registers[f"pcr{number}"])
-        if any(not any(value) for value in values):
+        if number in _DEBUG_REGISTERS and any(not any(value) for value in values):
             raise click.UsageError(f"--pcr{number}: a register of zeros is that of debug mode, never that of an image")
         if values:
             wanted[number] = values

@@ -6,7 +6,7 @@ seconds, sizes in bytes.
 
 import ipaddress
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
@@ -148,29 +148,57 @@ def _attested_register(key: object) -> str:
     return _spelled(key)
 
 
-def _measurements(value: object) -> object:
+def _accepted(check: Callable[[object], str]) -> Callable[[object], object]:
     """One value, or a list of those accepted, whose items are checked each at its own place."""
-    if not isinstance(value, list | tuple):
-        return (_measurement(value),)
-    if not value:
-        raise PydanticCustomError("pcrs", "an empty list accepts no image: give a value, or leave the register out")
-    return value
+
+    def accepted(value: object) -> object:
+        if not isinstance(value, list | tuple):
+            return (check(value),)
+        if not value:
+            raise PydanticCustomError("pcrs", "an empty list accepts no image: give a value, or leave the register out")
+        return value
+
+    return accepted
 
 
 def _measurement(value: object) -> str:
-    text = value.strip().lower() if isinstance(value, str) else ""
-    if not re.fullmatch("[0-9a-f]{96}", text):
-        raise PydanticCustomError("pcrs", "expected 96 hexadecimal digits, or a list of such, in quotes")
+    text = _register_value(value)
     if not text.strip("0"):
         raise PydanticCustomError("pcrs", "a register of zeros is that of debug mode, never that of an image")
     return text
 
 
+def _register_value(value: object) -> str:
+    text = value.strip().lower() if isinstance(value, str) else ""
+    if not re.fullmatch("[0-9a-f]{96}", text):
+        raise PydanticCustomError("pcrs", "expected 96 hexadecimal digits, or a list of such, in quotes")
+    return text
+
+
+def _of_an_image(registers: Mapping[str, tuple[str, ...]]) -> Mapping[str, tuple[str, ...]]:
+    """Zeros mean debug mode in PCR0 to PCR2 alone: PCR3 has them without a role, PCR8 without a signature."""
+    for register in ("PCR0", "PCR1", "PCR2"):
+        if not all(value.strip("0") for value in registers.get(register, ())):
+            raise PydanticCustomError(
+                "pcrs",
+                "{register}: a register of zeros is that of debug mode, never that of an image",
+                {"register": register},
+            )
+    return registers
+
+
 Register = Annotated[str, BeforeValidator(_register)]
-Measurements = Annotated[tuple[Annotated[str, BeforeValidator(_measurement)], ...], BeforeValidator(_measurements)]
+Measurements = Annotated[
+    tuple[Annotated[str, BeforeValidator(_measurement)], ...], BeforeValidator(_accepted(_measurement))
+]
 Registers = Annotated[Mapping[Register, Measurements], BeforeValidator(_registers)]
 AttestedRegister = Annotated[str, BeforeValidator(_attested_register)]
-AttestedRegisters = Annotated[Mapping[AttestedRegister, Measurements], BeforeValidator(_registers)]
+RegisterValues = Annotated[
+    tuple[Annotated[str, BeforeValidator(_register_value)], ...], BeforeValidator(_accepted(_register_value))
+]
+AttestedRegisters = Annotated[
+    Mapping[AttestedRegister, RegisterValues], BeforeValidator(_registers), AfterValidator(_of_an_image)
+]
 
 
 def _attestation(value: object) -> object:

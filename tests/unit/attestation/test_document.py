@@ -191,6 +191,15 @@ def test_age(seconds: float, reason: str) -> None:
     assert refusal(made(made_at=NOW + timedelta(seconds=seconds))) == reason
 
 
+@pytest.mark.parametrize(
+    ("seconds", "text"),
+    [(-300.001, "300.001 s old, at most 300"), (60.001, "60.001 s ahead of this clock, at most 60")],
+)
+def test_a_limit_is_seen_to_be_passed(seconds: float, text: str) -> None:
+    with pytest.raises(DocumentError, match=text):
+        verify(made(made_at=NOW + timedelta(seconds=seconds)), WANTED, now=NOW)
+
+
 def test_the_time_zone_of_now_is_free_but_needed() -> None:
     elsewhere = NOW.astimezone(datetime.strptime("+0530", "%z").tzinfo)
     assert refusal(made(), now=elsewhere) == ""

@@ -1,4 +1,4 @@
-"""The command that `seal-for` speaks through: one that is silent, floods, or does not end."""
+"""The command that `seal-for` speaks through: one that is silent, floods, or does not end; the registers it wants."""
 
 import os
 import sys
@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from io import BytesIO
 from pathlib import Path
 
+import click
 import pytest
 
 from signer import crypto
@@ -78,6 +79,25 @@ def test_the_end_of_a_command_that_takes_nothing_is_no_fault_of_ours() -> None:
 
     with pytest.raises(ImportError_, match="said nothing more"):
         ask()
+
+
+ZEROS, IMAGE = "00" * 48, "11" * 48
+
+
+def wanted(**registers: str) -> dict[int, frozenset[bytes]]:
+    given: dict[str, tuple[str, ...]] = {f"pcr{number}": () for number in (0, 1, 2, 3, 4, 8)}
+    return sealing._wanted(given | {name: (text,) for name, text in registers.items()}, None)
+
+
+@pytest.mark.parametrize("number", [0, 1, 2])
+def test_debug_mode_is_never_wanted(number: int) -> None:
+    with pytest.raises(click.UsageError, match=rf"^--pcr{number}: a register of zeros is that of debug mode"):
+        wanted(**{"pcr0": IMAGE, f"pcr{number}": ZEROS})
+
+
+def test_no_role_and_no_signature_can_be_wanted() -> None:
+    found = wanted(pcr0=IMAGE, pcr3=ZEROS, pcr8=ZEROS)
+    assert found == {0: {b"\x11" * 48}, 3: {bytes(48)}, 8: {bytes(48)}}
 
 
 def test_the_way_without_a_command_has_no_limit() -> None:

@@ -79,7 +79,8 @@ def test_a_pattern_is_filled(tmp_path: Path) -> None:
         ),
         ("expected_pcrs:\n  PCR0: [bad]", ["6: expected_pcrs.PCR0.0: expected 96"]),
         ("pcrs: {PCR32: " + A + "}", ["5: pcrs.PCR32: expected PCR0 to PCR31"]),
-        ("pcrs: {PCR0: '" + "0" * 96 + "'}", ["5: pcrs.PCR0: a register of zeros is that of debug mode"]),
+        ("pcrs: {PCR0: '" + "0" * 96 + "'}", ["5: pcrs: PCR0: a register of zeros is that of debug mode"]),
+        (f"pcrs:\n  0: {A}\n  2: [{A}, '{'0' * 96}']", ["5: pcrs: PCR2: a register of zeros is that of debug mode"]),
         ("pcrs: {8: " + A + ", pcr8: " + A + "}", ["5: pcrs: PCR8 is given twice"]),
         ("attestation: maybe", ["5: attestation: expected off, warn or require"]),
         ("attestation: on", ["5: attestation: expected off, warn or require"]),
@@ -141,6 +142,12 @@ def test_what_weakens_the_proof_is_warned_of(tmp_path: Path, text: str, warned: 
     assert len(found) == len(warned)
     for warning, start in zip(found, warned, strict=True):
         assert warning.startswith(f"vaults.n.config.{start}")
+
+
+def test_zeros_are_what_a_register_without_a_role_or_a_signature_has(tmp_path: Path) -> None:
+    zeros = "0" * 96
+    found = nitro(tmp_path, f"{HEAD}pcrs: {{0: {A}, 3: '{zeros}', 8: ['{zeros}', {B}]}}")
+    assert found.pcrs == {"PCR0": (A,), "PCR3": (zeros,), "PCR8": (zeros, B)}
 
 
 def test_what_counts_is_shown(tmp_path: Path) -> None:
