@@ -165,6 +165,16 @@ def test_interpreters_that_do_not_do(tmp_path: Path, script: str, expected: str)
         interpreter.find(fake(tmp_path, script))
 
 
+def test_the_machine_s_environment_does_not_reach_what_is_asked(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """LD_LIBRARY_PATH would let other libraries in than the interpreter has by itself."""
+    monkeypatch.setenv("LD_LIBRARY_PATH", str(tmp_path))
+    asked = fake(tmp_path, f'test -z "$LD_LIBRARY_PATH" || exit 1; {told()}')
+    assert interpreter.find(asked).full_version == "3.11.2"
+    assert list(interpreter._needed(str(asked), Path("/bin/true"))) == []
+
+
 def test_an_interpreter_whose_library_is_in_lib64(tmp_path: Path) -> None:
     sites = ["/prefix/lib64/python3.11/site-packages", "/prefix/lib/python3.11/site-packages"]
     found = interpreter.find(fake(tmp_path, told(folder="lib64", sites=sites)))

@@ -59,6 +59,7 @@ def test_an_archive() -> None:
     tree.folder("dev")
     data = archive(tree)
     assert len(data) % 512 == 0
+    assert data.rindex(b"070701" + b"%08x" % 6) > data.rindex(b"usr/bin/python"), "the trailer is counted, too"
     found = unpacked(data)
     assert list(found) == ["dev", "env", "usr", "usr/bin", "usr/bin/python"]
     assert [member.inode for member in found.values()] == [1, 2, 3, 4, 5]

@@ -5,7 +5,7 @@ import hashlib
 import io
 import time
 import tracemalloc
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
@@ -82,6 +82,7 @@ CASES: dict[str, tuple[bytes, str]] = {
     "65535 sections": (patched(UNSIGNED, 26, ">H", 65535), "sections"),
     "one section more than there is": (patched(UNSIGNED, 26, ">H", 6), "overlap"),
     "one section that is not counted": (patched(UNSIGNED, 26, ">H", 4), "sections"),
+    "a size that is not counted": (patched(UNSIGNED, TABLE_AT + 256 + 8 * 5, ">Q", 1), "sections"),
     "offset behind the end": (patched(UNSIGNED, TABLE_AT + 32, ">Q", 1 << 62), "gap"),
     "offset in the header": (patched(UNSIGNED, TABLE_AT, ">Q", 0), "overlap"),
     "two sections in one": (patched(UNSIGNED, TABLE_AT + 8, ">Q", 548), "overlap"),
@@ -222,9 +223,10 @@ class Signer:
         self.size = (curve.key_size + 7) // 8
         self.certificate = certificate_for(self.key)
 
-    def cose(self, pcr0: bytes, *, index: int = 0, algorithm: int | None = None) -> list[object]:
-        protected = dumps({1: self.algorithm if algorithm is None else algorithm})
-        payload = dumps({"register_index": index, "register_value": list(pcr0)})
+    def cose(self, pcr0: bytes, *, header: Mapping[int, object] | None = None, **more: object) -> list[object]:
+        """Of *pcr0*; *header* and *more* change or add members of what is signed."""
+        protected = dumps({1: self.algorithm, **(header or {})})
+        payload = dumps({"register_index": 0, "register_value": list(pcr0)} | more)
         value = self.key.sign(dumps(["Signature1", protected, b"", payload]), ec.ECDSA(self.digest))
         r, s = decode_dss_signature(value)
         return [protected, {}, payload, r.to_bytes(self.size) + s.to_bytes(self.size)]
@@ -279,9 +281,11 @@ def of_version(number: int, certificate: bytes) -> bytes:
 
 BAD_SIGNATURES: dict[str, bytes] = {
     "of another image": P384.section(P384.cose(bytes(48))),
-    "of another register": P384.section(P384.cose(PCR0, index=1)),
+    "of another register": P384.section(P384.cose(PCR0, register_index=1)),
     "of another key": P384.section(Signer(ec.SECP384R1()).cose(PCR0)),
-    "another algorithm": P384.section(P384.cose(PCR0, algorithm=-7)),
+    "more than the register": P384.section(P384.cose(PCR0, more=0)),
+    "another algorithm": P384.section(P384.cose(PCR0, header={1: -7})),
+    "more in the header": P384.section(P384.cose(PCR0, header={4: b"key"})),
     "no algorithm": P384.section(other(0, b"")(P384.cose(PCR0))),
     "short": P384.section(other(3, bytes(95))(P384.cose(PCR0))),
     "long": P384.section(with_a_zero_between(P384.cose(PCR0))),

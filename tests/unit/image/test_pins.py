@@ -1,5 +1,6 @@
 """The files of AWS: held to the list, and what the list must have."""
 
+import hashlib
 from pathlib import Path
 
 import pytest
@@ -49,6 +50,13 @@ def test_a_changed_file(tmp_path: Path, name: str) -> None:
     pins = write_blobs(tmp_path / "blobs")
     (tmp_path / "blobs" / name).write_bytes(BLOBS[name] + b"!")
     assert refused(tmp_path / "blobs", pins).startswith(f"{tmp_path}/blobs/{name} has SHA-256 ")
+
+
+def test_every_digit_counts(tmp_path: Path) -> None:
+    pins = write_blobs(tmp_path / "blobs")
+    digest = hashlib.sha256(BLOBS["init"]).hexdigest()
+    pins.write_text(pins.read_text().replace(digest, digest[:-1] + ("1" if digest[-1] == "0" else "0")))
+    assert refused(tmp_path / "blobs", pins).startswith(f"{tmp_path}/blobs/init has SHA-256 {digest}")
 
 
 @pytest.mark.parametrize("name", ["bzImage", "cmdline", "init", "nsm.ko"])

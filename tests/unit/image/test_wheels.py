@@ -133,6 +133,15 @@ def test_more_than_one_wheel(tmp_path: Path) -> None:
     assert "has more than one wheel of one 1.0" in refused(tmp_path, pin)
 
 
+def test_another_version_beside(tmp_path: Path) -> None:
+    pin = write_wheel(tmp_path / "wheels", "one", ONE)
+    wheel = tmp_path / "wheels/one-1.0-py3-none-any.whl"
+    wheel.with_name("one-0.9-py3-none-any.whl").write_bytes(b"older")
+    assert "one/__init__.py" in read(tmp_path, pin)
+    wheel.unlink()
+    assert "has no wheel of one 1.0 " in refused(tmp_path, pin)
+
+
 def test_the_name_is_the_lock_s_in_any_spelling(tmp_path: Path) -> None:
     pin = write_wheel(tmp_path / "wheels", "Some_Name", ONE).replace("Some_Name", "some-name")
     assert "one/__init__.py" in read(tmp_path, pin)
