@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import json
 import signal
+import socket
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -247,6 +248,24 @@ def test_what_proves_nothing(world: World) -> None:
     status, _, err = attest(world)
     assert status == 2
     assert "another root than AWS" in err
+
+
+@pytest.mark.parametrize(("hangs_up", "text"), [(True, "closed the connection"), (False, "did not answer within 1 s")])
+def test_what_does_not_answer_proves_nothing(world: World, hangs_up: bool, text: str) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        place = f"tcp:127.0.0.1:{listener.getsockname()[1]}"
+        world.setup.nitro |= {"enclave_address": place, "exchange_timeout": 1}
+        world.setup.write_config()
+        asked = subprocess.Popen(
+            world.setup.command("attest"), stdout=subprocess.PIPE, stderr=subprocess.PIPE, env=ENVIRONMENT
+        )
+        with asked, listener.accept()[0] as connection:
+            assert connection.recv(1000), "the question"
+            if hangs_up:
+                connection.close()
+            out, err = asked.communicate(timeout=60)
+    assert (asked.returncode, out) == (2, b"")
+    assert err.decode() == f"Error: no proof: the enclave at {place}: the enclave {text}\n"
 
 
 # -- sealed import
