@@ -300,6 +300,12 @@ async def import_sealed(vault: NitroVault) -> None:
         sys.stdout.buffer.write(line)
         sys.stdout.buffer.flush()
 
+    if not is_closed and sys.stdin.isatty():
+        click.echo(
+            "waiting for the lines of `signer seal-for`, which runs on the operator's machine and starts this command: "
+            f"signer seal-for --pcr0 HEX -- ssh HOST signer import --sealed -v {vault.name}",
+            err=True,
+        )
     while asked := await read():
         try:
             question = lines.read_question(asked)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import json
+import os
 import signal
 import socket
 import subprocess
@@ -371,6 +372,26 @@ real.stdin.close(); real.wait()
     again = seal_for(world, secret_text(SECRET))
     assert b"is in the vault already" in again.stderr
     assert b"may be stored" not in again.stderr
+
+
+def test_whoever_starts_the_hosts_side_by_hand_is_told_what_it_waits_for(world: World) -> None:
+    world.start_enclave()
+    terminal, theirs = os.openpty()
+    host = subprocess.Popen(
+        world.setup.command("import", "--sealed", "-v", "nitro"),
+        stdin=theirs,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        env=ENVIRONMENT,
+    )
+    os.close(theirs)
+    os.write(terminal, b"\x04")  # the end of input
+    with host:
+        out, err = host.communicate(timeout=60)
+    os.close(terminal)
+    assert (host.returncode, out) == (0, b"")
+    assert b"waiting for the lines of `signer seal-for`" in err
+    assert b"ssh HOST signer import --sealed -v nitro" in err
 
 
 def test_an_import_that_is_interrupted_ends_in_order(world: World) -> None:
