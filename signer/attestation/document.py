@@ -164,7 +164,7 @@ def _read_envelope(document: bytes) -> _Envelope:
         tag, rest = split_tag(document)
         item = decode(rest)
     except CborError as exc:
-        raise DocumentError("cbor", str(exc)) from None
+        raise DocumentError("cbor", f"unverified: {exc}") from None
     if tag not in (None, _COSE_SIGN1_TAG):
         raise DocumentError("cose", f"unverified: tag {tag}")
     match item:
@@ -196,7 +196,7 @@ def _read_payload(data: bytes) -> _Payload:
     try:
         fields = decode(data)
     except CborError as exc:
-        raise DocumentError("cbor", f"in the payload: {exc}") from None
+        raise DocumentError("cbor", f"unverified: in the payload, {exc}") from None
     if not isinstance(fields, dict) or not all(isinstance(name, str) for name in fields):
         raise DocumentError("payload")
     _require(fields.get("digest") == "SHA384", "digest")

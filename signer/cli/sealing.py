@@ -134,12 +134,12 @@ def seal_for(
     that enclave alone: the host sees ciphertext. Without COMMAND the lines go over standard output and input, and
     --from is needed. Keys are read as by `signer import`.
     """
-    configure_logs()
     if command and secret_keys.looks_like_one(command[0]):  # it would be shown as a program that can't be found
         raise click.UsageError(
             "secret keys are no arguments, where everybody sees them: use --from, standard input or the prompt. This "
             "one is in the shell's history now"
         )
+    configure_logs()
     wanted = _wanted(registers, image)
     if not command and source is None:
         raise click.UsageError("--from is needed: standard input is the way from the host, as there is no COMMAND")
@@ -300,6 +300,12 @@ async def import_sealed(vault: NitroVault) -> None:
         sys.stdout.buffer.write(line)
         sys.stdout.buffer.flush()
 
+    if not is_closed and sys.stdin.isatty():
+        click.echo(
+            "waiting for the lines of `signer seal-for`, which runs on the operator's machine and starts this command: "
+            f"signer seal-for --pcr0 HEX -- ssh HOST signer import --sealed -v {vault.name}",
+            err=True,
+        )
     while asked := await read():
         try:
             question = lines.read_question(asked)

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import base64
 import json
+import os
 import signal
+import socket
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -249,6 +251,24 @@ def test_what_proves_nothing(world: World) -> None:
     assert "another root than AWS" in err
 
 
+@pytest.mark.parametrize(("hangs_up", "text"), [(True, "closed the connection"), (False, "did not answer within 1 s")])
+def test_what_does_not_answer_proves_nothing(world: World, hangs_up: bool, text: str) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        place = f"tcp:127.0.0.1:{listener.getsockname()[1]}"
+        world.setup.nitro |= {"enclave_address": place, "exchange_timeout": 1}
+        world.setup.write_config()
+        asked = subprocess.Popen(
+            world.setup.command("attest"), stdout=subprocess.PIPE, stderr=subprocess.PIPE, env=ENVIRONMENT
+        )
+        with asked, listener.accept()[0] as connection:
+            assert connection.recv(1000), "the question"
+            if hangs_up:
+                connection.close()
+            out, err = asked.communicate(timeout=60)
+    assert (asked.returncode, out) == (2, b"")
+    assert err.decode() == f"Error: no proof: the enclave at {place}: the enclave {text}\n"
+
+
 # -- sealed import
 
 
@@ -352,6 +372,26 @@ real.stdin.close(); real.wait()
     again = seal_for(world, secret_text(SECRET))
     assert b"is in the vault already" in again.stderr
     assert b"may be stored" not in again.stderr
+
+
+def test_whoever_starts_the_hosts_side_by_hand_is_told_what_it_waits_for(world: World) -> None:
+    world.start_enclave()
+    terminal, theirs = os.openpty()
+    host = subprocess.Popen(
+        world.setup.command("import", "--sealed", "-v", "nitro"),
+        stdin=theirs,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        env=ENVIRONMENT,
+    )
+    os.close(theirs)
+    os.write(terminal, b"\x04")  # the end of input
+    with host:
+        out, err = host.communicate(timeout=60)
+    os.close(terminal)
+    assert (host.returncode, out) == (0, b"")
+    assert b"waiting for the lines of `signer seal-for`" in err
+    assert b"ssh HOST signer import --sealed -v nitro" in err
 
 
 def test_an_import_that_is_interrupted_ends_in_order(world: World) -> None:

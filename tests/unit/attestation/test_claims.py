@@ -90,6 +90,11 @@ def test_a_field_that_is_wrong(change: dict[object, object]) -> None:
     assert "user data of an attestation document" in str(caught.value)
 
 
+def test_another_version_is_named_as_such() -> None:
+    with pytest.raises(ClaimsError, match="its version is not 1; the enclave's image and this program do not fit"):
+        decode(cbor2.dumps(_FIELDS | {2: 2, 8: "new in version 2"}))
+
+
 @pytest.mark.parametrize("missing", [1, 2, 3, 4, 5])
 def test_a_field_that_is_missing(missing: int) -> None:
     fields = {key: value for key, value in _FIELDS.items() if key != missing}

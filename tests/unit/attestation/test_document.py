@@ -506,6 +506,19 @@ def test_a_tag_of_the_wrong_number_or_twice_is_refused() -> None:
     assert refusal(b"\xd1" + made()[:-1]) == "cbor"
 
 
+def test_what_is_quoted_of_a_document_that_nobody_signed_is_called_unverified() -> None:
+    four = cbor2.loads(made())
+    for data in (
+        b"\xc5",
+        made() + b"\0",
+        b"\xd1" + made(),
+        cbor2.dumps([b"\xa1\x01\x26", *four[1:]]),
+        cbor2.dumps([*four[:2], b"\xc5", four[3]]),
+    ):
+        with pytest.raises(DocumentError, match=r"refused, \w+ \(unverified: "):
+            verify(data, WANTED, now=NOW)
+
+
 def test_an_envelope_in_indefinite_form_is_read_and_the_signature_still_fits() -> None:
     data = made()
     assert refusal(b"\x9f" + data[1:] + b"\xff") == ""

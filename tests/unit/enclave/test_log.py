@@ -3,9 +3,11 @@
 import json
 from typing import Any
 
+import pytest
 import trio
 from trio.testing import MockClock, memory_stream_pair, wait_all_tasks_blocked
 
+from signer.enclave import log
 from signer.enclave import stream as stream_module
 from signer.enclave.log import KEPT, Journal
 from signer.enclave.stream import INTERVAL, LogStream
@@ -109,6 +111,38 @@ async def test_a_reader_that_does_not_read_is_left(autojump_clock: MockClock) ->
                 await trio.sleep(0.1)
     assert not journal._readers
     await ours.aclose()
+
+
+async def test_a_reader_that_is_too_far_behind_is_hung_up_on(nursery: trio.Nursery, autojump_clock: MockClock) -> None:
+    """It takes what it is sent, but too late: it learns by the end that lines are missing, and comes again."""
+    journal = Journal()
+    ours, theirs = trio.testing.lockstep_stream_pair()
+    nursery.start_soon(LogStream(journal).serve, theirs)
+    await wait_all_tasks_blocked()  # in the line of counters
+    for _ in range(2 * KEPT):
+        journal.say("line")
+    told = b""
+    with trio.fail_after(INTERVAL / 2):
+        while chunk := await ours.receive_some():
+            told += bytes(chunk)
+    lines = [json.loads(line) for line in told.splitlines()]
+    assert [line.get("n") for line in lines] == [None, *range(1, KEPT + 1)]
+
+
+@pytest.mark.parametrize("fault", [OSError, ValueError])
+def test_a_line_that_standard_error_does_not_take_is_kept(
+    fault: type[Exception], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Broken:
+        def write(self, _text: str) -> None:
+            raise fault
+
+    journal = Journal()
+    monkeypatch.setattr(log, "journal", journal)
+    monkeypatch.setattr("sys.stderr", Broken())
+    log.say("line", "error")
+    with journal.reading() as (kept, _):
+        assert [json.loads(line)["event"] for line in kept] == ["line"]
 
 
 async def test_so_many_readers_and_no_more(nursery: trio.Nursery) -> None:

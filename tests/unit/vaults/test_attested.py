@@ -12,12 +12,14 @@ from signer.attestation.document import DocumentError, Expected
 from signer.enclave.attestor import Attestor
 from signer.enclave.entropy import kernel_entropy
 from signer.rpc.frames import encode_frame
-from signer.rpc.messages import Attest, Call, ImportSealed, Initialize, decode_call, encode_error
+from signer.rpc.messages import Attest, Call, Import, ImportSealed, Initialize, decode_call, encode_error
 from signer.tezos.keys import Curve
 from signer.vaults.interface import VaultError, VaultUnavailableError
 from signer.vaults.nitro import link as link_module
 from signer.vaults.nitro import sealed_import
 from signer.vaults.nitro.judge import Judge, Wanted
+from signer.vaults.nitro.session import Session as LinkSession
+from signer.vaults.nitro.session import Slot
 from signer.vaults.nitro.storage import FileStorage
 from tests.attested.documents import PCRS, root
 from tests.attested.nsm import FakeNsm
@@ -158,6 +160,32 @@ async def test_sessions_are_judged_again_one_after_the_other(
         assert trio.current_time() - began < 1
         await trio.sleep(30)
     assert (most, enclave.connections) == (1, 3)
+
+
+@pytest.mark.parametrize(
+    ("judge", "at_once"), [(None, link_module.IMPORTS_ON_THE_WIRE), (require(), link_module.IMPORTS_SIDE_BY_SIDE)]
+)
+async def test_what_proved_to_be_ours_is_given_many_blobs_at_once(
+    path: Path, enclave: FakeEnclave, monkeypatch: pytest.MonkeyPatch, judge: Judge | None, at_once: int
+) -> None:
+    """It opens them side by side; tee-signer one after the other, with a signature behind each."""
+    async with running(path, enclave) as vault:
+        for _ in range(link_module.IMPORTS_SIDE_BY_SIDE + 4):
+            await vault.generate(Curve.ED25519)
+    loads: list[int] = []
+    submit = LinkSession.submit
+
+    def watched(self: LinkSession, call: Call, settled: trio.Event | None = None) -> Slot:
+        slot = submit(self, call, settled)
+        if isinstance(call, Import):
+            loads.append(self.load)
+        return slot
+
+    monkeypatch.setattr(LinkSession, "submit", watched)
+    enclave.attestor = attestor()
+    async with running(path, enclave, judge=judge) as vault:
+        await until(lambda: vault.ready)
+    assert max(loads) == at_once
 
 
 async def test_the_enclave_is_asked_for_the_format(path: Path, enclave: FakeEnclave, calls: list[Call]) -> None:

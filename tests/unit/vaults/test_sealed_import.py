@@ -89,6 +89,14 @@ def test_an_order_has_its_lengths(order: ImportSealed) -> None:
         read_order(order_line(order))
 
 
+@pytest.mark.parametrize("marks", [1, ["arn"], {}, True])
+def test_marks_are_a_text(marks: object) -> None:
+    fields = json.loads(order_line(ImportSealed(bytes(32), bytes(32), b"", "tz1", None)))
+    assert read_order(json.dumps(fields).encode()).marks is None
+    with pytest.raises(SealedImportError, match="marks is a text"):
+        read_order(json.dumps(fields | {"marks": marks}).encode())
+
+
 def test_a_refusal_is_told_without_what_a_terminal_obeys() -> None:
     for read in READERS:
         with pytest.raises(SealedImportError) as error:
@@ -106,6 +114,23 @@ def test_another_program_is_named_as_such() -> None:
         read_answer(b"Welcome to Debian\n")
 
 
+@pytest.mark.parametrize("version", ["sealed-import/2", "", None, 1])
+def test_another_version_is_named_as_such(version: object) -> None:
+    lines = [Question(bytes(16)).line(), Answer(b"d").line(), Imported(KEY).line()]
+    for read, line in zip((read_question, read_answer, read_imported), lines, strict=True):
+        other = json.dumps(json.loads(line) | {"tezos-signer": version}).encode()
+        with pytest.raises(SealedImportError, match="does not speak sealed-import/1"):
+            read(other)
+
+
+@pytest.mark.parametrize(
+    "text", ["A" * 24 + "!", "A" * 12 + "\n" + "A" * 12, "AAAA-AAA_AAAAAAAAAAAAAAAAAAA", "A" * 23, "é" * 24]
+)
+def test_base64_is_plain(text: str) -> None:
+    with pytest.raises(SealedImportError, match="nonce is not Base64"):
+        read_question(json.dumps({"tezos-signer": sealed_import.VERSION, "nonce": text}).encode())
+
+
 # -- the operator's machine
 
 NOW = datetime(2026, 11, 25, 12, 0, tzinfo=UTC)
@@ -113,9 +138,9 @@ CHAIN = make_chain(at=NOW)
 NONCE = bytes(range(32))
 
 
-def document(purpose: str, address: str | None = None) -> bytes:
+def document(purpose: str, address: str | None = None, public_key: bytes | None = None) -> bytes:
     """Genuine, and with a key to seal to."""
-    _, public_key = sealed.generate()
+    public_key = public_key or sealed.generate()[1]
     told = claims.encode(Claims(purpose=purpose, boot_id=bytes(16), address=address))
     return make_document(CHAIN, made_at=NOW, nonce=NONCE, public_key=public_key, user_data=told)
 
@@ -128,6 +153,18 @@ def test_nothing_is_sealed_to_a_document_of_another_purpose() -> None:
     for other in (document(claims.SESSION), document(claims.KEY, order.address)):
         with pytest.raises(SealedImportError, match="for another purpose than an import"):
             sealed_import.seal_for(other, secret, expected, now=NOW)
+
+
+def test_the_key_is_bound_to_document_address_and_marks() -> None:
+    secret = crypto.load_secret_key(Curve.ED25519, bytes(31) + b"\1")
+    opener, public_key = sealed.generate()
+    genuine, table = document(claims.IMPORT, public_key=public_key), "arn:aws:dynamodb:us-west-2:1:table/marks"
+    expected = Expected(nonce=NONCE, needs_public_key=True, root_sha256=root().sha256)
+    for marks in (None, table):
+        order, _ = sealed_import.seal_for(genuine, secret, expected, now=NOW, marks=marks)
+        assert order.marks == marks
+        bound_to = sealed.info(genuine, str(secret.public_key.hash), marks)
+        assert bytes(secret.secret_bytes()) in sealed.open_(opener, order.enc, order.ciphertext, bound_to)
 
 
 def test_the_copy_of_the_secret_is_wiped(monkeypatch: pytest.MonkeyPatch) -> None:
