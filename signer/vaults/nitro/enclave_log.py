@@ -91,7 +91,7 @@ class EnclaveLog:
                 self._count({})  # what an enclave counted that is not heard of is no news
                 if not (said_something or told_full):
                     logger.warning(
-                        "the enclave closes its log stream at once: it has as many readers as it takes (four)",
+                        "the enclave closes its log stream at once: do four others read it? It takes no more",
                         vault_name=self._name,
                     )
                 told_full = not said_something
