@@ -29,6 +29,7 @@ class Enclave:
         self.asked: list[Address] = []
         self.streams: list[trio.StapledStream[MemorySendStream, trio.testing.MemoryReceiveStream]] = []
         self.counted: list[dict[tuple[str, str], float]] = []
+        self.dropped = 0
         self.changed = trio.Event()
 
     async def connect(self, address: Address) -> trio.abc.Stream:
@@ -46,6 +47,10 @@ class Enclave:
     def enclave_counted(self, vault: str, numbers: Mapping[tuple[str, str], float]) -> None:
         assert vault == "n"
         self.counted.append(dict(numbers))
+
+    def enclave_lines_dropped(self, vault: str, lines: int) -> None:
+        assert vault == "n"
+        self.dropped += lines
 
     async def say(self, data: bytes) -> None:
         await self.streams[-1].send_all(data)
@@ -237,6 +242,7 @@ async def test_a_flood_is_counted(autojump_clock: MockClock) -> None:
             await wait_all_tasks_blocked()
     dropped = [one["lines"] for one in logs if "dropped" in one["event"]]
     assert sum(dropped) + len(logs) - len(dropped) == 3 * BURST + 1, "told, or counted"
+    assert enclave.dropped == sum(dropped)
     assert len(dropped) == 2, "one warning at once, and one of the rest"
     assert told(logs)[-2] == ("info", "enclave: after it")
 
