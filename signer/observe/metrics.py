@@ -91,6 +91,7 @@ class Metrics:
         self._enclave = Gauge(
             "enclave_counter", "What the enclave's program counts", ["vault", "counter", "name"], registry=registry
         )
+        self._dropped = counter("enclave_log_dropped", "Lines of the enclave's log that nobody was told", "vault")
         self._counted: dict[str, list[tuple[str, str]]] = {}  # by vault: what of it is shown
         self._vault_up = Gauge("vault_up", "Whether the vault can be asked now", ["vault"], registry=registry)
         self._vault_keys = Gauge("vault_keys", "Keys usable now", ["vault"], registry=registry)
@@ -181,6 +182,10 @@ class Metrics:
         for (counter, name), value in numbers.items():
             self._enclave.labels(vault, counter, name).set(value)
         self._counted[vault] = list(numbers)
+
+    def enclave_lines_dropped(self, vault: str, lines: int) -> None:
+        """*lines* of the enclave's log were missing, too many, or none."""
+        self._dropped.labels(vault).inc(lines)
 
     def vault_state(self, vault: str, *, up: bool, keys: int) -> None:
         self._vault_up.labels(vault).set(int(up))

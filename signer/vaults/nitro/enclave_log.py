@@ -44,6 +44,9 @@ class CounterObserver(Protocol):
     def enclave_counted(self, vault: str, numbers: Mapping[tuple[str, str], float]) -> None:
         """All there are now, by counter, which is one of a few, and name, one of at most 65 of each."""
 
+    def enclave_lines_dropped(self, vault: str, lines: int) -> None:
+        """So many more *lines* were missing, too many, or no lines of a log."""
+
 
 class EnclaveLog:
     """Follows the stream at *port* of the enclave whose address *find* tells, None while there is none."""
@@ -91,7 +94,7 @@ class EnclaveLog:
                 self._count({})  # what an enclave counted that is not heard of is no news
                 if not (said_something or told_full):
                     logger.warning(
-                        "the enclave closes its log stream at once: it has as many readers as it takes (four)",
+                        "the enclave closes its log stream at once: do four others read it? It takes no more",
                         vault_name=self._name,
                     )
                 told_full = not said_something
@@ -145,6 +148,8 @@ class EnclaveLog:
 
     def _drop(self, lines: int) -> None:
         self._dropped += lines
+        if self._observer is not None:
+            self._observer.enclave_lines_dropped(self._name, lines)
         if trio.current_time() >= self._tell_at:
             self._tell_dropped()
 

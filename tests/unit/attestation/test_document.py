@@ -44,9 +44,6 @@ WANTED = Expected(nonce=NONCE, root_sha256=root().sha256)
 _REASONS = {"size", "cbor", "cose", "algorithm", "payload", "root", "chain", "validity", "signature", "stale"}
 _REASONS |= {"nonce", "user_data", "module", "debug", "pcr", "public_key"}
 
-# Damaged certificates may have, for instance, a serial number below 1, of which cryptography warns.
-pytestmark = pytest.mark.filterwarnings("ignore::cryptography.utils.CryptographyDeprecationWarning")
-
 
 @cache
 def chain(intermediates: int = 3) -> Chain:
@@ -562,6 +559,16 @@ def test_no_changed_byte_of_a_certificate_crashes_behind_the_root() -> None:
             data = make_document(replace(whole, bundle=certificates[:2], certificate=certificates[2]), made_at=NOW)
             assert refusal(data) == "chain"
             certificates = [*whole.bundle, whole.certificate]
+
+
+def test_a_certificate_that_the_library_warns_of_is_refused_without_noise() -> None:
+    """A serial number below zero; warnings are errors here."""
+    whole = chain(1)
+    authority = bytearray(whole.bundle[1])
+    place = authority.index(bytes.fromhex("a003020102")) + 7  # behind the version: tag, length, then the number
+    authority[place] |= 0x80
+    data = make_document(replace(whole, bundle=[whole.bundle[0], bytes(authority)]), made_at=NOW)
+    assert refusal(data) == "chain"
 
 
 @given(st.binary(max_size=400))

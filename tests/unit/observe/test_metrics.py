@@ -240,3 +240,6 @@ def test_what_an_enclave_counts_is_what_it_counts_now() -> None:
     ]
     metrics.enclave_counted("n", {})
     assert 'vault="n"' not in metrics.exposition().decode()
+    metrics.enclave_lines_dropped("n", 3)
+    metrics.enclave_lines_dropped("n", 2)
+    assert 'enclave_log_dropped_total{vault="n"} 5.0' in metrics.exposition().decode()

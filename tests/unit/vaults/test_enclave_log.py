@@ -1,11 +1,14 @@
 """The enclave's log in that of the host: whatever comes."""
 
 import json
+import math
 from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager, suppress
 
 import pytest
 import trio
+from hypothesis import given
+from hypothesis import strategies as st
 from structlog.testing import capture_logs
 from structlog.typing import EventDict
 from trio.testing import MemorySendStream, MockClock, memory_stream_pair, wait_all_tasks_blocked
@@ -26,6 +29,7 @@ class Enclave:
         self.asked: list[Address] = []
         self.streams: list[trio.StapledStream[MemorySendStream, trio.testing.MemoryReceiveStream]] = []
         self.counted: list[dict[tuple[str, str], float]] = []
+        self.dropped = 0
         self.changed = trio.Event()
 
     async def connect(self, address: Address) -> trio.abc.Stream:
@@ -43,6 +47,10 @@ class Enclave:
     def enclave_counted(self, vault: str, numbers: Mapping[tuple[str, str], float]) -> None:
         assert vault == "n"
         self.counted.append(dict(numbers))
+
+    def enclave_lines_dropped(self, vault: str, lines: int) -> None:
+        assert vault == "n"
+        self.dropped += lines
 
     async def say(self, data: bytes) -> None:
         await self.streams[-1].send_all(data)
@@ -168,6 +176,49 @@ async def test_odd_lines_harm_nothing(data: bytes, autojump_clock: MockClock) ->
     assert [one for one in told(logs) if "enclave: " in one[1]] == [("info", "enclave: still there")]
 
 
+_ANYTHING = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=20),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=5), inner, max_size=3),
+    max_leaves=8,
+)
+_MEMBERS = ("event", "level", "time", "n", "life", "gauges")
+
+
+@given(
+    st.lists(
+        st.fixed_dictionaries({}, optional=dict.fromkeys(_MEMBERS, _ANYTHING))
+        | st.fixed_dictionaries(
+            {"event": st.text(max_size=5)},
+            optional={
+                "counters": _ANYTHING | st.dictionaries(st.just("calls"), st.dictionaries(st.text(), _ANYTHING)),
+                "n": st.integers(-5, 5),
+                "life": st.sampled_from(["a", "b"]),
+            },
+        )
+        | _ANYTHING,
+        max_size=20,
+    ),
+    st.integers(1, 200),
+)
+def test_whatever_comes_the_next_line_is_told(values: list[object], chunk: int) -> None:
+    async def main() -> None:
+        enclave = Enclave()
+        data = b"".join(json.dumps(value).encode() + b"\n" for value in values) + line("the next")
+        async with following(enclave):
+            for start in range(0, len(data), chunk):
+                await enclave.streams[-1].send_all(data[start : start + chunk])
+            await trio.sleep(len(data))  # each chunk may end with a pause
+        for numbers in enclave.counted:
+            assert all(math.isfinite(value) and abs(value) < 1e17 for value in numbers.values())
+
+    with capture_logs() as logs:
+        trio.run(main, clock=MockClock(autojump_threshold=0))
+    assert ("info", "enclave: the next") in told(logs)
+    for one in logs:
+        assert str(one["event"]).isascii()
+        assert str(one["event"]).isprintable()
+
+
 async def test_text_of_others_is_shown_escaped_and_short() -> None:
     enclave = Enclave()
     with capture_logs() as logs:
@@ -191,6 +242,7 @@ async def test_a_flood_is_counted(autojump_clock: MockClock) -> None:
             await wait_all_tasks_blocked()
     dropped = [one["lines"] for one in logs if "dropped" in one["event"]]
     assert sum(dropped) + len(logs) - len(dropped) == 3 * BURST + 1, "told, or counted"
+    assert enclave.dropped == sum(dropped)
     assert len(dropped) == 2, "one warning at once, and one of the rest"
     assert told(logs)[-2] == ("info", "enclave: after it")
 
@@ -316,7 +368,7 @@ async def test_one_reader_too_many_says_so_once(autojump_clock: MockClock) -> No
                 await enclave.streams[-1].aclose()
                 await trio.sleep(PAUSE + 1)
     ((level, event),) = told(logs)
-    assert (level, "as many readers as it takes" in event) == ("warning", True)
+    assert (level, "do four others read it" in event) == ("warning", True)
 
 
 async def test_an_enclave_without_a_stream_is_no_fault(autojump_clock: MockClock) -> None:
