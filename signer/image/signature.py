@@ -50,7 +50,9 @@ def parse(section: bytes) -> Signature:
         case _:
             raise _bad("the section is no array of one certificate and signature")
     try:
-        return Signature(x509.load_pem_x509_certificate(pem), cose)
+        found = x509.load_pem_x509_certificate(pem)
+        found.not_valid_after_utc.isoformat()  # who shows it shall not meet a date that Python cannot have, as year 0
+        return Signature(found, cose)
     except (ValueError, x509.InvalidVersion):  # the second is no ValueError
         raise _bad("its certificate is none") from None
 

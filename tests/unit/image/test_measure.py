@@ -235,11 +235,11 @@ class Signer:
         return dumps([{"signing_certificate": list(self.certificate), "signature": list(dumps(cose))}])
 
 
-def certificate_for(key: ec.EllipticCurvePrivateKey | rsa.RSAPrivateKey) -> bytes:
+def certificate_for(key: ec.EllipticCurvePrivateKey | rsa.RSAPrivateKey, *, days: int = 1) -> bytes:
     name = x509.Name([x509.NameAttribute(x509.NameOID.COMMON_NAME, "image")])
     now = datetime(2026, 1, 1, tzinfo=UTC)
     builder = x509.CertificateBuilder().subject_name(name).issuer_name(name).public_key(key.public_key())
-    builder = builder.serial_number(1).not_valid_before(now).not_valid_after(now + timedelta(days=1))
+    builder = builder.serial_number(1).not_valid_before(now).not_valid_after(now + timedelta(days=days))
     return builder.sign(key, hashes.SHA384()).public_bytes(serialization.Encoding.PEM)
 
 
@@ -272,12 +272,16 @@ def truths(data: bytes) -> list[object]:
     return [True if byte == 1 else byte for byte in data]
 
 
-def of_version(number: int, certificate: bytes) -> bytes:
-    """The certificate with another version in it; X.509 counts from 0."""
+def edited(certificate: bytes, old: bytes, new: bytes) -> bytes:
+    """The certificate with *new* in the place of *old* in its DER."""
     der = x509.load_pem_x509_certificate(certificate).public_bytes(serialization.Encoding.DER)
-    changed = der.replace(bytes.fromhex("a003020102"), bytes.fromhex("a0030201") + bytes([number]), 1)
+    changed = der.replace(old, new, 1)
+    assert changed != der
     return b"-----BEGIN CERTIFICATE-----\n" + base64.encodebytes(changed) + b"-----END CERTIFICATE-----\n"
 
+
+VERSION_2 = edited(P384.certificate, bytes.fromhex("a003020102"), bytes.fromhex("a003020101"))  # counted from 0
+YEAR_0 = edited(certificate_for(P384.key, days=365 * 100), b"2125", b"0000")
 
 BAD_SIGNATURES: dict[str, bytes] = {
     "of another image": P384.section(P384.cose(bytes(48))),
@@ -303,7 +307,10 @@ BAD_SIGNATURES: dict[str, bytes] = {
     ),
     "no certificate": dumps([{"signing_certificate": b"-----BEGIN", "signature": b""}]),
     "a certificate of version 2": dumps(
-        [{"signing_certificate": of_version(1, P384.certificate), "signature": dumps(P384.cose(PCR0))}]
+        [{"signing_certificate": VERSION_2, "signature": dumps(P384.cose(PCR0))}],
+    ),
+    "a certificate until year 0": dumps(
+        [{"signing_certificate": YEAR_0, "signature": dumps(P384.cose(PCR0))}],
     ),
     "an RSA key": dumps(
         [{"signing_certificate": certificate_for(rsa.generate_private_key(65537, 2048)), "signature": b""}]
