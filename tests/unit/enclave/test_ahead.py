@@ -140,6 +140,20 @@ async def test_keys_that_nobody_waits_for_any_more_are_wiped(
     assert all(map(wiped, sealing.opened))
 
 
+async def test_a_key_that_comes_behind_the_end_of_its_session_is_wiped(
+    sealing: Slow, autojump_clock: MockClock
+) -> None:
+    session, frames = Session(sealing), [encode_call(Import(blob)) for blob in await blobs(sealing, 2)]
+    await session.answer(encode_call(Initialize()))
+    async with trio.open_nursery() as nursery:
+        session.foresee(frames, nursery.start_soon)
+        await trio.sleep(LATENCY / 2)
+        session.close()
+        assert not sealing.opened
+    assert len(sealing.opened) == 2
+    assert all(map(wiped, sealing.opened))
+
+
 async def test_a_full_session_wipes_what_it_refuses(
     client: Client, sealing: Slow, autojump_clock: MockClock, monkeypatch: pytest.MonkeyPatch
 ) -> None:
