@@ -3,6 +3,7 @@
 import errno
 import socket
 import sys
+import tracemalloc
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from functools import partial
@@ -402,3 +403,16 @@ async def test_a_session_holds_1024_keys() -> None:
         with pytest.raises(RemoteError, match="^signer error: a session holds at most 1024 keys"):
             await client.call(ImportUnencrypted(Curve.ED25519, bytes(32)))
         assert isinstance(await client.call(Sign(1023, b"message", 2)), Signature)
+
+
+async def test_calls_that_were_answered_are_not_kept() -> None:
+    """Else 64 sessions that wait would keep a frame of a megabyte each, and keys that came in clear."""
+    async with serving() as listener:
+        client = await opened(listener)
+        tracemalloc.start()
+        try:
+            await client.exchange(bytes(MAX_FRAME - 1))
+            await trio.testing.wait_all_tasks_blocked()
+            assert tracemalloc.get_traced_memory()[0] < MAX_FRAME // 4
+        finally:
+            tracemalloc.stop()
