@@ -89,14 +89,8 @@ class Server:
         try:
             while chunk := await self._receive(stream):
                 decoder.receive_data(chunk)
-                calls, fault = _calls(decoder)
-                session.foresee(calls, sessions.start_soon)
-                for payload in calls:
-                    reply = await session.answer(payload)
-                    with trio.fail_after(_SEND_TIMEOUT):
-                        await stream.send_all(encode_frame(reply))
-                if fault is not None:
-                    raise fault
+                del chunk
+                await _answer_all(decoder, session, stream, sessions)
             if not self._stopping:
                 decoder.receive_eof()
         except FrameError as exc:
@@ -117,6 +111,20 @@ class Server:
             finally:
                 self._waiting.discard(scope)
         return b""
+
+
+async def _answer_all(
+    decoder: FrameDecoder, session: Session, stream: trio.SocketStream, sessions: trio.Nursery
+) -> None:
+    """Answer the calls that have come. They may be long, or hold a key: none is kept while the session waits."""
+    calls, fault = _calls(decoder)
+    session.foresee(calls, sessions.start_soon)
+    for payload in calls:
+        reply = await session.answer(payload)
+        with trio.fail_after(_SEND_TIMEOUT):
+            await stream.send_all(encode_frame(reply))
+    if fault is not None:
+        raise fault
 
 
 def _calls(decoder: FrameDecoder) -> tuple[list[bytes], FrameError | None]:

@@ -21,7 +21,7 @@ from signer.enclave.kms.errors import (
     Fault,
     Repeat,
     cause_of,
-    is_expired,
+    is_about_credentials,
     known_name,
     parse_fault,
     repeat_of,
@@ -214,7 +214,7 @@ class KmsClient:
         self, fault: Fault, attempts: "_Attempts", access: Access, *, attested: bool, now: datetime
     ) -> float | None:
         """Seconds until the next attempt, None where there is none; sets the clock if that was wrong."""
-        if is_expired(fault) and self.access is not access:
+        if is_about_credentials(fault) and self.access is not access:
             return attempts.behind(fault, Repeat.LATER)  # new credentials came while the call ran
         repeat = repeat_of(fault, attested=attested, now=now)
         wait = attempts.behind(fault, repeat)

@@ -188,6 +188,13 @@ def is_expired(fault: Fault) -> bool:
     return fault.name in _EXPIRED
 
 
+def is_about_credentials(fault: Fault) -> bool:
+    """Whether KMS refuses who asks, and would perhaps not refuse somebody else."""
+    if fault.name == "InvalidSignatureException":
+        return not is_about_time(fault)
+    return is_expired(fault) or _CAUSES.get(fault.name) == _BAD_CREDENTIALS
+
+
 def repeat_of(fault: Fault, *, attested: bool, now: datetime) -> Repeat:
     """What a repeat needs; *now* is the time that the request was signed with."""
     if is_about_time(fault):

@@ -17,6 +17,7 @@ from signer.rpc.messages import (
     Import,
     Imported,
     Initialize,
+    InitializeSealed,
     PublicKeyOf,
     RemoteError,
     Result,
@@ -140,6 +141,20 @@ async def test_keys_that_nobody_waits_for_any_more_are_wiped(
     assert all(map(wiped, sealing.opened))
 
 
+async def test_a_key_that_comes_behind_the_end_of_its_session_is_wiped(
+    sealing: Slow, autojump_clock: MockClock
+) -> None:
+    session, frames = Session(sealing), [encode_call(Import(blob)) for blob in await blobs(sealing, 2)]
+    await session.answer(encode_call(Initialize()))
+    async with trio.open_nursery() as nursery:
+        session.foresee(frames, nursery.start_soon)
+        await trio.sleep(LATENCY / 2)
+        session.close()
+        assert not sealing.opened
+    assert len(sealing.opened) == 2
+    assert all(map(wiped, sealing.opened))
+
+
 async def test_a_full_session_wipes_what_it_refuses(
     client: Client, sealing: Slow, autojump_clock: MockClock, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -150,9 +165,10 @@ async def test_a_full_session_wipes_what_it_refuses(
     assert {key.public_key for key in sealing.opened if wiped(key)} == {key.public_key for key in KEYS[2:4]}
 
 
+@pytest.mark.parametrize("credentials", [Initialize(update=True), InitializeSealed(bytes(32), bytes(32), b"sealed")])
 async def test_nothing_is_opened_behind_other_credentials(
-    client: Client, sealing: Slow, autojump_clock: MockClock
+    credentials: Call, client: Client, sealing: Slow, autojump_clock: MockClock
 ) -> None:
     sealed, began = await blobs(sealing, 2), trio.current_time()
-    await together(client, Initialize(update=True), *map(Import, sealed))
+    await together(client, credentials, *map(Import, sealed))
     assert trio.current_time() - began == pytest.approx(2 * LATENCY), "one after the other"

@@ -4,11 +4,13 @@ import errno
 import os
 import time
 from datetime import UTC, datetime, timedelta
+from types import SimpleNamespace
 
 import pytest
 import trio
 from trio.testing import MockClock
 
+from signer.enclave import clock as clock_module
 from signer.enclave.clock import INTERVAL, Clock, keep, timestamp_of
 from signer.enclave.nsm.interface import NsmError
 from signer.rpc._cbor import dumps
@@ -59,6 +61,20 @@ async def test_within_a_second_an_offset_is_kept(behind: float) -> None:
     assert (system.set_to, clock.steps) == ([], 0)
     assert clock.offset == pytest.approx(behind, abs=0.3)
     assert abs(clock.now() - AT) < timedelta(seconds=0.3)
+
+
+async def test_a_slow_module_is_reckoned_with(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The document was made at some moment of the four seconds: in the middle is the best guess, give or take two."""
+    ticks = iter([10.0, 14.0, 20.0, 24.0])
+    stopwatch = SimpleNamespace(monotonic=lambda: next(ticks), CLOCK_REALTIME=time.CLOCK_REALTIME)
+    monkeypatch.setattr(clock_module, "time", stopwatch)
+    for behind, offset, steps in ((0.0, -2.0, 0), (6.0, 0.0, 1)):
+        system = System(behind)
+        clock = clock_of(system)
+        await clock.look(FakeNsm(at=AT))
+        assert clock.offset == pytest.approx(offset)
+        assert clock.steps == steps
+    assert system.set_to == [pytest.approx(AT.timestamp() - 2)]
 
 
 async def test_where_setting_is_refused_the_offset_serves(capsys: pytest.CaptureFixture[str]) -> None:

@@ -1,5 +1,6 @@
 """The program of an image, put together: module and KMS are those of the tests."""
 
+import json
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
@@ -9,6 +10,7 @@ from cryptography.hazmat.primitives.asymmetric.rsa import RSAPrivateKey
 
 from signer.enclave import program
 from signer.enclave.clock import Clock
+from signer.enclave.log import journal
 from signer.enclave.nsm.interface import Nsm, NsmError
 from signer.enclave.program import Program
 from signer.enclave.recipient import Recipient
@@ -160,4 +162,18 @@ async def test_the_clock_is_kept(rsa_keys: list[RSAPrivateKey], autojump_clock: 
         with trio.move_on_after(1500):
             await running.tend()
         assert here.nsm.calls == ["Attestation"] * 2
+        await running.aclose()
+
+
+async def test_import_keys_die_though_nobody_asks(
+    rsa_keys: list[RSAPrivateKey], autojump_clock: trio.testing.MockClock
+) -> None:
+    async with image(rsa_keys) as here:
+        running = await here.start(Settings())
+        reply = await running.new_session().answer(encode_call(Attest("import", bytes(16))))
+        assert isinstance(decode_reply(Attest("import", bytes(16)), reply), Attested)
+        for outstanding, seconds in ((1, 590), (0, 70)):
+            with trio.move_on_after(seconds):
+                await running.tend()
+            assert json.loads(journal.counters())["gauges"]["import_keys"] == outstanding
         await running.aclose()

@@ -69,6 +69,7 @@ async def test_the_key_is_renewed_every_day(rsa_keys: list[RSAPrivateKey], autoj
     maker = Maker(rsa_keys)
     recipient = Recipient(Module(), make_key=maker)
     old = await recipient.addressee()
+    assert KEY_LIFE == 24 * 60 * 60
     await trio.sleep(KEY_LIFE - 1)
     assert (await recipient.addressee()).document[4:] == public(rsa_keys[0])
     await trio.sleep(1)

@@ -3,6 +3,7 @@
 import errno
 import socket
 import sys
+import tracemalloc
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from functools import partial
@@ -25,6 +26,7 @@ from signer.rpc.messages import (
     Created,
     Generate,
     GenerateAndImport,
+    ImportUnencrypted,
     Initialize,
     ProvePossession,
     PublicKeyOf,
@@ -44,7 +46,7 @@ class MemoryListener(trio.abc.Listener[trio.SocketStream]):
     """Hands out the streams that `dial` makes; *faults* are raised first."""
 
     def __init__(self) -> None:
-        self._send, self._receive = trio.open_memory_channel[trio.StapledStream](10)  # type: ignore[type-arg]
+        self._send, self._receive = trio.open_memory_channel[trio.StapledStream](100)  # type: ignore[type-arg]
         self.faults: list[OSError] = []
 
     def dial(self) -> "Client":
@@ -369,3 +371,48 @@ async def test_a_host_that_vanished_is_noticed() -> None:
         nursery.start_soon(partial(server.serve, listener, greet=look))
         await (await trio.open_tcp_stream(*listener.socket.getsockname())).aclose()
     assert found == [1, 60, 15, 4]
+
+
+async def test_sixty_four_sessions_and_the_next_waits_for_a_place() -> None:
+    async with serving() as listener:
+        clients = [await opened(listener) for _ in range(64)]
+        last = listener.dial()
+        await last.stream.send_all(encode_frame(encode_call(Initialize())))
+        answered = trio.Event()
+
+        async def wait() -> None:
+            assert decode_reply(Initialize(), await last.reply()) is None
+            answered.set()
+
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(wait)
+            await trio.testing.wait_all_tasks_blocked()
+            assert not answered.is_set()
+            assert isinstance(await clients[0].call(GenerateAndImport(Curve.ED25519)), Created)
+            await clients[1].stream.aclose()
+            await answered.wait()
+
+
+async def test_a_session_holds_1024_keys() -> None:
+    async with serving() as listener:
+        client = await opened(listener)
+        for number in range(1024):
+            created = await client.call(ImportUnencrypted(Curve.ED25519, number.to_bytes(32, "big")))
+            assert isinstance(created, Created)
+            assert created.handle == number
+        with pytest.raises(RemoteError, match="^signer error: a session holds at most 1024 keys"):
+            await client.call(ImportUnencrypted(Curve.ED25519, bytes(32)))
+        assert isinstance(await client.call(Sign(1023, b"message", 2)), Signature)
+
+
+async def test_calls_that_were_answered_are_not_kept() -> None:
+    """Else 64 sessions that wait would keep a frame of a megabyte each, and keys that came in clear."""
+    async with serving() as listener:
+        client = await opened(listener)
+        tracemalloc.start()
+        try:
+            await client.exchange(bytes(MAX_FRAME - 1))
+            await trio.testing.wait_all_tasks_blocked()
+            assert tracemalloc.get_traced_memory()[0] < MAX_FRAME // 4
+        finally:
+            tracemalloc.stop()

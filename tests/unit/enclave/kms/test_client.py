@@ -348,13 +348,17 @@ async def test_a_clock_that_was_set_meanwhile_is_no_fault_of_the_credentials(
         assert len(here.custody.requests) == 4
 
 
-async def test_expired_credentials_are_named_and_can_be_replaced(
-    autojump_clock: MockClock, rsa_keys: list[RSAPrivateKey]
+@pytest.mark.parametrize(
+    "name",
+    ["ExpiredTokenException", "UnrecognizedClientException", "InvalidClientTokenId", "InvalidSignatureException"],
+)
+async def test_credentials_that_are_over_are_named_and_can_be_replaced(
+    name: str, autojump_clock: MockClock, rsa_keys: list[RSAPrivateKey]
 ) -> None:
     async with world(rsa_keys) as here:
-        expired = fault("ExpiredTokenException", "The security token included in the request is expired")
+        expired = fault(name, "The security token included in the request is expired")
         here.custody.replies = [expired]
-        assert (await here.chain())[1].startswith("ExpiredTokenException: ")
+        assert (await here.chain())[1].startswith(f"{name}: ")
         assert len(here.custody.requests) == 1
         renewed = Access(
             credentials=Credentials(access_key_id="AKIDNEW", secret_access_key="other"),

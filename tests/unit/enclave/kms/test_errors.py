@@ -8,7 +8,16 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from signer.enclave.kms.errors import Call, Fault, Repeat, cause_of, is_expired, parse_fault, repeat_of
+from signer.enclave.kms.errors import (
+    Call,
+    Fault,
+    Repeat,
+    cause_of,
+    is_about_credentials,
+    is_expired,
+    parse_fault,
+    repeat_of,
+)
 
 NOW = datetime(2026, 11, 20, 12, 0, 5, tzinfo=UTC)
 PCR0 = bytes(range(48))
@@ -168,3 +177,20 @@ def test_a_wrong_secret_is_no_wrong_clock() -> None:
         400, "InvalidSignatureException", "The request signature we calculated", date=NOW + timedelta(hours=1)
     )
     assert repeat_of(fault, attested=True, now=NOW) is Repeat.NEVER
+
+
+@pytest.mark.parametrize(
+    ("name", "message", "about"),
+    [
+        ("ExpiredToken", "", True),
+        ("MissingAuthenticationToken", "", True),
+        ("IncompleteSignature", "", True),
+        ("InvalidSignatureException", "The request signature we calculated does not match", True),
+        ("InvalidSignatureException", "Signature expired: x", False),
+        ("RequestExpired", "", False),
+        ("AccessDeniedException", "", False),
+        ("", "", False),
+    ],
+)
+def test_who_asks_may_be_what_is_refused(name: str, message: str, about: bool) -> None:
+    assert is_about_credentials(Fault(400, name, message)) is about

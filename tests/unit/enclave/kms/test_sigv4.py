@@ -96,3 +96,8 @@ def test_secrets_stay_out_of_the_repr() -> None:
     shown = repr(Credentials(access_key_id="AKIDEXAMPLE", secret_access_key="hidden", session_token="hidden too"))
     assert "AKIDEXAMPLE" in shown
     assert "hidden" not in shown
+
+
+def test_values_are_trimmed_as_the_other_side_trims_them() -> None:
+    lines = canonical_request({"b": "  two   words ", "a": "\tone"}, b"").split("\n")
+    assert lines[3:7] == ["a:one", "b:two words", "", "a;b"]

@@ -2,6 +2,7 @@
 
 import ctypes
 import errno
+import json
 import os
 import struct
 import threading
@@ -10,6 +11,7 @@ from pathlib import Path
 import pytest
 import trio
 
+from signer.enclave.log import journal
 from signer.enclave.nsm.device import MAX_RESPONSE, Device, open_device
 from signer.enclave.nsm.interface import NoNsmError, NsmError
 from signer.enclave.nsm.module import Module
@@ -53,6 +55,11 @@ async def test_the_longest_answer_arrives_whole() -> None:
     assert len(driver.answer) == MAX_RESPONSE
 
 
+def counted(value: str) -> int:
+    """How many failures of that name the program has told of."""
+    return int(json.loads(journal.counters())["counters"].get("nsm_failures", {}).get(value, 0))
+
+
 @pytest.mark.parametrize(
     ("error", "value"),
     [
@@ -65,9 +72,11 @@ async def test_the_longest_answer_arrives_whole() -> None:
     ],
 )
 async def test_errors_of_the_driver(error: int, value: str) -> None:
+    before = counted(value)
     with pytest.raises(NsmError) as caught:
         await Module(Device(77, ioctl=Driver(error=error))).get_random()
     assert caught.value.value == value
+    assert counted(value) == before + 1, "in the log stream"
     assert isinstance(caught.value.__cause__, OSError)
 
 

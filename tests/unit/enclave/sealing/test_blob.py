@@ -11,6 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from signer.crypto import load_secret_key
+from signer.crypto.interface import SecretKey
 from signer.enclave.sealing import _plaintext
 from signer.enclave.sealing.blob import (
     MAGIC,
@@ -166,12 +167,22 @@ def test_the_key_is_compared_with_the_address() -> None:
     assert caught.value.chain[:2] == ("encryption error", "address mismatch")
 
 
-def test_the_key_is_compared_with_its_type() -> None:
+def test_the_key_is_compared_with_its_type(monkeypatch: pytest.MonkeyPatch) -> None:
+    """And wiped, where it is another."""
+    opened: list[SecretKey] = []
+
+    def decode(plaintext: bytes) -> SecretKey:
+        opened.append(original(plaintext))
+        return opened[-1]
+
+    original = _plaintext.decode
+    monkeypatch.setattr(_plaintext, "decode", decode)
     key = load_secret_key(Curve.ED25519, bytes(31) + b"\1")
     header = cbor2.dumps(GOOD | {2: "NistP256", 3: str(key.public_key.hash)})
     prefix = MAGIC + len(header).to_bytes(2, "big") + header
     sealed = AESGCM(DATA_KEY).encrypt(bytes(12), _plaintext.encode(key), prefix)
     assert reason_of(prefix + sealed) == "address mismatch"
+    assert [bytes(one.secret_bytes()) for one in opened] == [bytes(32)]
 
 
 def test_a_data_key_of_another_length_is_none() -> None:

@@ -78,6 +78,20 @@ def test_the_content_is_decrypted_whatever_rsa_says(monkeypatch: pytest.MonkeyPa
     assert seen == [48, 48, 48, 48]
 
 
+def test_what_is_refused_behind_rsa_is_wiped(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A plaintext whose padding is wrong may still be most of a key."""
+    seen: list[bytearray] = []
+
+    def refuse(data: bytearray) -> bool:
+        assert any(data)
+        seen.append(data)
+        return False
+
+    monkeypatch.setattr(envelope_module, "_is_padded", refuse)
+    assert reason_of(KMS_FORM) == "decrypt"
+    assert [bytes(data) for data in seen] == [bytes(48)]
+
+
 @pytest.mark.parametrize(
     ("tail", "good"),
     [
@@ -124,6 +138,21 @@ def test_size_and_depth_are_bounded() -> None:
     assert len(wide) == MAX_ENVELOPE
     assert reason_of(wide) == "structure"
     assert reason_of(wide.replace(b"\x3f\xfc", b"\x3f\xfe") + b"\x05\x00") == "ber"
+
+
+@pytest.mark.parametrize(("depth", "reason"), [(12, "structure"), (13, "ber")])
+def test_twelve_elements_may_be_inside_one_another(depth: int, reason: str) -> None:
+    message = b"\5\0"
+    for _ in range(depth - 1):
+        message = b"\x30" + bytes([len(message)]) + message
+    assert reason_of(message) == reason
+    assert reason_of(b"\x30\x80" * (depth - 1) + b"\5\0" + bytes(2 * (depth - 1))) == reason
+
+
+def test_an_end_of_contents_lies_inside_the_element_around_it() -> None:
+    assert reason_of(b"\x30\6\x30\x80\5\0\0\0") == "structure"
+    for length in (4, 5):
+        assert reason_of(b"\x30" + bytes([length]) + b"\x30\x80\5\0\0\0") == "ber"
 
 
 def test_a_length_has_at_most_four_octets_behind_the_first() -> None:
