@@ -6,7 +6,7 @@ for the keys that were imported over it. At most the newest epoch is built up; a
 until the newer ones have every key it has (make before break), or until it is dead. Section 4 of the signer
 specification; weaknesses 2, 8, 9 and 34 of the reference.
 
-`signer.vaults.nitro.link` does the connecting, importing and asking.
+`link` does the connecting, `importing` the imports, `asking` the asking.
 """
 
 from collections import deque

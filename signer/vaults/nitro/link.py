@@ -1,72 +1,54 @@
-"""The link to the enclave, kept up for ever: finds it, opens sessions, imports the keys, asks.
+"""The link to the enclave, kept up for ever: finds it, opens sessions, and rebuilds them.
 
     link
-    ├── credentials          fetched, and again before they expire
-    ├── places               discovery: asked when the link breaks, and until it is back
+    ├── credentials          `renewal`: fetched, and again before they expire
+    ├── places               `discovery`: asked when the link breaks, and until it is back
     └── epoch (one life)     one cancel scope
-        └── session × n      connect, Initialize, import, serve; rebuilt while the epoch is the newest
+        └── session × n      connect, `judge`, Initialize, `importing`, serve; rebuilt while the epoch is the newest
 
-The state that these share, and every choice between lines, is in `signer.vaults.nitro.epochs`. A request holds no
-reference to an epoch: it asks the link, which repeats what a lost session left unanswered, and asks a second session
-where the first one is slow, within the caller's deadline. Repeating is safe: signing is deterministic, or guarded by
-the digest stored with the mark. Section 4 of the signer specification; weaknesses 1 to 9 and 34 of the reference.
+What these share is in `standing`, and every choice between lines in `epochs`. A request holds no reference to an epoch:
+it asks through `asking`, which repeats what a lost session left unanswered, and asks a second session where the first
+one is slow. Section 4 of the signer specification; weaknesses 1 to 9 and 34 of the reference.
 """
 
-from collections import Counter
 from collections.abc import Awaitable, Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
-from typing import NamedTuple
 
 import structlog
 import trio
 
 from proxy.address import Address, VsockAddress
-from signer import crypto
-from signer.errors import KeyNotFoundError, SignerError
+from signer.errors import SignerError
 from signer.observe.tasks import Task, Tasks
 from signer.rpc.frames import FrameError
-from signer.rpc.messages import (
-    Call,
-    Import,
-    Imported,
-    Initialize,
-    PublicKeyOf,
-    RemoteError,
-    Result,
-)
-from signer.tezos.errors import TezosError
-from signer.tezos.keys import PublicKey, PublicKeyHash
-from signer.vaults.interface import SignatureMismatchError, VaultError, VaultUnavailableError
+from signer.rpc.messages import Initialize, PublicKeyOf, RemoteError
+from signer.tezos.keys import PublicKey
+from signer.vaults.nitro.asking import Asking
 from signer.vaults.nitro.credentials import Credentials, CredentialsProvider
 from signer.vaults.nitro.discovery import Locator, Place
-from signer.vaults.nitro.epochs import Epoch, Epochs, Line
+from signer.vaults.nitro.importing import Importing
 from signer.vaults.nitro.judge import Judge, NoProofError, NotAdmittedError
+from signer.vaults.nitro.outage import Outage
 from signer.vaults.nitro.pace import Pace
-from signer.vaults.nitro.session import STALLED_AFTER, Session, SessionLostError, Slot
+from signer.vaults.nitro.renewal import Renewal
+from signer.vaults.nitro.session import Session, SessionLostError
+from signer.vaults.nitro.standing import Life, SessionEpoch, SessionLine, Standing, in_step
 from signer.vaults.nitro.storage import StoredKey
 
 logger = structlog.get_logger(__name__)
 
 CONNECTING = Pace(shortest=0.02, longest=2.0)  # below the 3.6 s in which the Octez client retries
 LOCATING = Pace(shortest=0.1, longest=5.0)  # nitro-cli is a process to start
-RESOLVING = Pace(shortest=1.0, longest=60.0)  # credentials
-RESOLVE_TIMEOUT = 30.0  # seconds
-REFRESH_INTERVAL = 300.0  # seconds; the SDK renews what expires within 15 minutes, when it is asked
 RETRY_REFUSED = Pace(shortest=5.0, longest=60.0)  # blobs that KMS would not open
 IMPORTS_ON_THE_WIRE = 2  # a session: one being opened, and one on its way; a signature waits for no more than these
-LOOKUP_INTERVAL = 4.0  # seconds for which credentials just found are not doubted; below the first `RETRY_REFUSED`
-_EXPIRED = "ExpiredToken"  # KMS's name for it, in the enclave's error
 IMPORTS_SIDE_BY_SIDE = 16  # likewise, where the enclave has proved to be ours, which opens so many blobs at once
 PROBE_INTERVAL = 2.0  # seconds of silence after which a session is asked for a sign of life
 JUDGE_INTERVAL = 600.0  # seconds after which the enclave behind a session proves again what it is
 PROOF = 1  # reply after the last import makes a session one that works: its end is no failure of the next one
 PROOF_TIME = 2.0  # seconds after the last import do the same
-MAX_DOUBTS = 3  # errors, or signatures that do not verify, before a request gives up
 
 Connect = Callable[[Address], Awaitable[trio.abc.Stream]]
-Accept = Callable[[Result], Awaitable[bool]]
-"""Whether a result is what was asked for: the caller's verification of a signature."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -76,17 +58,6 @@ class Timeouts:
     connect: float = 5.0
     exchange: float = 10.0
     wait: float = 2.5  # of one caller, in all
-
-
-class Life(NamedTuple):
-    """What makes one epoch another than the one before."""
-
-    place: Place
-    credentials: Credentials
-
-
-SessionLine = Line[Session, Life]
-SessionEpoch = Epoch[Session, Life]
 
 
 @dataclass(slots=True)
@@ -103,26 +74,6 @@ class _Use:
         if self.complete_at is None:
             return False
         return session.answers >= self.complete_at + PROOF or trio.current_time() >= self.complete_since + PROOF_TIME
-
-
-class _Outage:
-    """Since when something has been failing, on Trio's clock."""
-
-    def __init__(self) -> None:
-        self._since: float | None = None
-
-    def pause(self, pace: Pace) -> float:
-        now = trio.current_time()
-        if self._since is None:
-            self._since = now
-        return pace.pause(now - self._since)
-
-    @property
-    def lasts(self) -> bool:
-        return self._since is not None
-
-    def over(self) -> None:
-        self._since = None
 
 
 class EnclaveLink:
@@ -146,12 +97,13 @@ class EnclaveLink:
         judge: Judge,
         seal: str | None = None,
     ) -> None:
-        self.epochs: Epochs[Session, Life] = Epochs()
-        self.failure = "not connected yet"
-        self.changed = trio.Event()  # set, and replaced, whenever something above or in `epochs` changes
+        self.standing = Standing()
+        self.epochs = self.standing.epochs
+        self.asking = Asking(self.standing, wait=timeouts.wait)
         self._name = name
         self._locator = locator
-        self._provider = credentials
+        self._credentials = Renewal(credentials)
+        self._importing = Importing(self.standing, name, on_served=on_served, on_expired=self._credentials.expired)
         self._encryption_key_id = encryption_key_id
         self._connect = connect
         self._sessions = sessions
@@ -162,19 +114,14 @@ class EnclaveLink:
         self._seal = seal
         self._tasks = tasks
         self._task = tasks.add(f"vault {name}")
-        self._credentials: Credentials | None = None
-        self._looked_up_at = float("-inf")  # Trio's clock: when these were found
         self._scopes: dict[SessionEpoch, trio.CancelScope] = {}
         self._draining: set[SessionEpoch] = set()
         self._nursery: trio.Nursery | None = None
-        self._wanted: Counter[str] = Counter()  # addresses that callers wait for
         self._attempted = trio.Event()
         self._attempted_at = float("-inf")  # Trio's clock
         self._located = trio.Event()  # set, and replaced, each time the enclave was found
         self._look = trio.Event()  # wakes the search for the enclave
-        self._renew = trio.Event()  # wakes the credentials
-        self._told: dict[str, str] = {}  # address of each skipped key, and what was last said of it
-        self._outage = _Outage()
+        self._outage = Outage()
         self._uses: dict[SessionLine, _Use] = {}
 
     # -- what others see
@@ -203,39 +150,33 @@ class EnclaveLink:
         self.epochs.list_blobs(entries)
         for line in tuple(self._uses):
             self._progress(line)
-        self.notify()
+        self.standing.notify()
 
     def kept_from_starting(self, why: str) -> None:
         """What comes before `run` has failed, and is tried again."""
         self._failed(why)
-
-    def notify(self) -> None:
-        """Wake everybody who waits for a change."""
-        self.changed.set()
-        self.changed = trio.Event()
-
-    async def wait_for(self, key: PublicKeyHash, deadline: float) -> None:
-        """Return when *key* can be asked for, or will not be, no later than *deadline* (Trio's clock)."""
-        await trio.lowlevel.checkpoint()
-        with trio.move_on_at(deadline):
-            while self.epochs.route(key) is None and self._may_come(str(key)):
-                await self._next_change(str(key))
 
     async def wait_settled(self, deadline: float) -> None:
         """Wait until every blob was tried, or the link is down, no longer than *deadline*."""
         await trio.lowlevel.checkpoint()
         with trio.move_on_at(deadline):
             while self.epochs.linked and not any(line.complete for line in self.epochs.lines()):
-                await self.changed.wait()
+                await self.standing.changed.wait()
 
     def retry_refused(self) -> None:
         """Try the blobs that could not be opened once more, as somebody wants it."""
         self.epochs.retry(asked_for=True)
-        self.notify()
+        self.standing.notify()
 
     def renew_credentials(self) -> None:
         """Look for other credentials now."""
-        self._renew.set()
+        self._credentials.look_now()
+
+    def adopt(self, line: SessionLine, key: PublicKey, handle: int) -> None:
+        """A key that was made over *line* is stored: it serves there at once, and is imported over the others."""
+        self.epochs.adopt(line, key.hash, handle)
+        self._on_served(key)
+        self.standing.notify()
 
     # -- the tasks
 
@@ -250,38 +191,21 @@ class EnclaveLink:
             task_status.started()
 
     async def _keep_credentials(self) -> None:
-        """Fetch the credentials, and again and again: what the SDK has renewed opens a new epoch beside the old."""
-        task, outage = self._tasks.add(f"vault {self._name} credentials"), _Outage()
-        while True:
-            self._attempting("looking for credentials")
-            try:
-                with trio.fail_after(RESOLVE_TIMEOUT):
-                    found = await self._provider()
-                    self._looked_up_at = trio.current_time()
-            except (SignerError, OSError, trio.TooSlowError) as exc:
-                why = str(exc) or f"(Nitro): no credentials within {RESOLVE_TIMEOUT:g} s"
-                task.failing(why if self._credentials is None else f"{why}; the old ones stay in use")
-                if self._credentials is None:
-                    self._failed(why)
-                pause = outage.pause(RESOLVING)
-            else:
-                task.running()
-                outage.over()
-                if found != self._credentials:
-                    self._credentials = found
-                    self._look.set()
-                pause = REFRESH_INTERVAL
-            with trio.move_on_after(pause):
-                await self._renew.wait()
-            self._renew = trio.Event()
+        """What the SDK has renewed opens a new epoch beside the old."""
+        await self._credentials.run(
+            self._tasks.add(f"vault {self._name} credentials"),
+            on_attempt=lambda: self._attempting("looking for credentials"),
+            on_new=self._look_for_the_enclave,
+            on_none=self._failed,
+        )
 
     async def _keep_epoch(self) -> None:
         """Find the enclave, and begin an epoch for each life of it that differs from the one before."""
         task = None if self._locator.fixed else self._tasks.add(f"vault {self._name} discovery")
-        lost = _Outage()
+        lost = Outage()
         while True:
             pause = float("inf")
-            if self._credentials is not None:
+            if self._credentials.current is not None:
                 self._attempting("looking for the enclave")
                 try:
                     place = await self._locator.locate()
@@ -294,7 +218,7 @@ class EnclaveLink:
                     if task is not None:
                         task.running()
                     lost.over()
-                    self._found(Life(place, self._credentials))
+                    self._found(Life(place, self._credentials.current))
             await self._until_worth_a_look(pause)
 
     def _found(self, life: Life) -> None:
@@ -313,13 +237,16 @@ class EnclaveLink:
             self._sweep()
         self._located.set()
         self._located = trio.Event()
-        self.notify()
+        self.standing.notify()
+
+    def _look_for_the_enclave(self) -> None:
+        self._look.set()
 
     async def _until_worth_a_look(self, pause: float) -> None:
         """Return when something broke or changed, but after *pause* at the latest, or while nothing answers sooner."""
         began, newest = trio.current_time(), self.epochs.newest
         pace = CONNECTING if self._locator.fixed else LOCATING
-        if self._credentials is not None and (newest is None or newest.is_over() or not newest.lines):
+        if self._credentials.current is not None and (newest is None or newest.is_over() or not newest.lines):
             pause = min(pause, self._outage.pause(pace))
         elif not self._locator.fixed:
             await trio.sleep(LOCATING.shortest)  # while something answers, no more than ten questions a second
@@ -331,11 +258,11 @@ class EnclaveLink:
 
     async def _retry_refused(self) -> None:
         """Blobs that could not be opened are tried again: KMS may have been away."""
-        outage = _Outage()
+        outage = Outage()
         while True:
             await trio.sleep(outage.pause(RETRY_REFUSED))
             if self.epochs.retry(alone=self._sessions == 1):
-                self.notify()
+                self.standing.notify()
             else:
                 outage.over()
 
@@ -350,7 +277,7 @@ class EnclaveLink:
         self._draining.discard(epoch)
         if epoch in self.epochs.epochs:
             self.epochs.retire(epoch)
-        self.notify()
+        self.standing.notify()
 
     def _sweep(self) -> None:
         """Let go of the epochs that nobody needs any more."""
@@ -375,7 +302,7 @@ class EnclaveLink:
 
     async def _keep_session(self, epoch: SessionEpoch, index: int) -> None:
         """Keep one session of *epoch* up for as long as the epoch lasts."""
-        task, outage = self._tasks.add(f"vault {self._name} session {index + 1}", quiet=True), _Outage()
+        task, outage = self._tasks.add(f"vault {self._name} session {index + 1}", quiet=True), Outage()
         while True:
             failure, proved = await self._session(epoch, task)
             if proved:
@@ -389,7 +316,7 @@ class EnclaveLink:
             else:
                 await self._located.wait()  # it is dialled only after it was found: it may have become another
             while self.epochs.newest is not epoch:
-                await self.changed.wait()  # it only serves until the newer ones have its keys
+                await self.standing.changed.wait()  # it only serves until the newer ones have its keys
             if epoch.is_over():
                 return
 
@@ -431,13 +358,13 @@ class EnclaveLink:
                 self._part(line)
                 self._progress(line)
                 for _ in range(IMPORTS_ON_THE_WIRE if boot is None else IMPORTS_SIDE_BY_SIDE):
-                    nursery.start_soon(self._import, line)
+                    nursery.start_soon(self._importing.run, line, self._progress)
                 nursery.start_soon(self._probe, line)
                 if boot is not None:
                     nursery.start_soon(self._judge_again, session, boot)
                 try:
                     await session.ended.wait()
-                    self._blame(line)
+                    self._importing.blame(line)
                 finally:
                     self.epochs.leave(line)
                     del self._uses[line]
@@ -447,9 +374,9 @@ class EnclaveLink:
             self._outage.over()
         if line is not None:
             logger.debug("an enclave session ended", vault_name=self._name, error=session.failure)
-            self._look.set()
+            self._look_for_the_enclave()
         if not self.epochs.linked:
-            self._renew.set()  # they may be what is wrong
+            self._credentials.look_now()  # they may be what is wrong
         self._failed(session.failure)
         self._sweep()
         return session.failure, proved
@@ -457,8 +384,8 @@ class EnclaveLink:
     def _attempting(self, what: str) -> None:
         """*what* is what the first attempt waits for; it may hang there for long."""
         if not self._attempted.is_set():
-            self.failure = f"not connected yet: {what}"
-            self.notify()
+            self.standing.failure = f"not connected yet: {what}"
+            self.standing.notify()
 
     async def _admit(self, session: Session) -> bytes | None:
         """The boot id of the enclave behind *session*, if it proved one; closes what isn't admitted."""
@@ -528,84 +455,10 @@ class EnclaveLink:
         """Something ended, or didn't begin; if nothing else answers, the link is down."""
         self._attempted_at = trio.current_time()
         if not self.epochs.linked:
-            self.failure = why
+            self.standing.failure = why
             self._task.failing(why)
             self._attempted.set()
-        self.notify()
-
-    # -- imports
-
-    async def _import(self, line: SessionLine) -> None:
-        """Import one blob after the other over *line*; several of these keep the wire busy."""
-        while True:
-            stored = self.epochs.take(line, self._wanted)
-            if stored is None:
-                await self.changed.wait()
-                continue
-            if not await self._import_one(line, stored):
-                return
-            self._progress(line)
-
-    async def _import_one(self, line: SessionLine, stored: StoredKey) -> bool:
-        """Returns False if the session was lost over it."""
-        try:
-            pkh = PublicKeyHash.from_base58(stored.public_key_hash)
-            if not stored.blob:
-                raise VaultError("the entry has no encrypted_private_key in Base64")
-            try:
-                imported = await self._imported(line, stored, pkh)
-            except (RemoteError, VaultError):  # it may be a reply that belongs to another blob
-                imported = await self._imported(line, stored, pkh)
-            crypto.check_public_key(imported.public_key)
-        except SessionLostError:
-            return False  # the next session tries again
-        except (RemoteError, TezosError, VaultError, crypto.InvalidKeyError, FrameError) as exc:
-            self._refuse(line, stored, str(exc))
-            return True
-        if self.epochs.serve(line, stored, pkh, imported.handle):
-            if self._told.pop(stored.public_key_hash, None) is not None:
-                logger.info("a key that was skipped can be used", vault_name=self._name, pkh=stored.public_key_hash)
-            self._on_served(imported.public_key)
-        return True
-
-    async def _imported(self, line: SessionLine, stored: StoredKey, pkh: PublicKeyHash) -> Imported:
-        result = await line.channel.call(Import(stored.blob))
-        assert isinstance(result, Imported)
-        if result.public_key.hash != pkh:
-            if not await self._in_step(line, result.public_key.hash, result.handle):
-                raise SessionLostError(line.channel.failure)
-            raise VaultError(f"the blob holds the key of {result.public_key.hash}")
-        return result
-
-    def _refuse(self, line: SessionLine, stored: StoredKey, why: str) -> None:
-        if _EXPIRED in why:
-            self._credentials_expired(line.epoch.life.credentials)
-        self.epochs.refuse(line, stored, why)
-        self._tell_skipped(stored, why)
-
-    def _credentials_expired(self, credentials: Credentials) -> None:
-        """KMS takes *credentials* no more: look for others, but once for all the blobs that they did not open."""
-        is_news = trio.current_time() >= self._looked_up_at + LOOKUP_INTERVAL
-        if is_news and credentials == self._credentials:
-            self.renew_credentials()
-
-    def _blame(self, line: SessionLine) -> None:
-        """*line* was lost: if a blob was what the enclave did not come back from, the other keys go first now."""
-        overdue = line.channel.overdue
-        if isinstance(overdue, Import):
-            why = f"{line.channel.failure} when it was to open the blob"
-            for stored in self.epochs.suspect(line, overdue.blob, why):
-                self._tell_skipped(stored, why)
-
-    def _tell_skipped(self, stored: StoredKey, why: str) -> None:
-        if self.epochs.skipped().get(stored.public_key_hash) == why != self._told.get(stored.public_key_hash):
-            self._told[stored.public_key_hash] = why
-            logger.error(
-                "key skipped: its blob cannot be used",
-                vault_name=self._name,
-                pkh=stored.public_key_hash,
-                error=why,
-            )
+        self.standing.notify()
 
     def _progress(self, line: SessionLine) -> None:
         """*line* came one step further."""
@@ -621,7 +474,7 @@ class EnclaveLink:
                 logger.info("the enclave link is up", vault_name=self._name, place=place, keys=keys)
             self._attempted.set()
         self._sweep()
-        self.notify()
+        self.standing.notify()
 
     async def _probe(self, line: SessionLine) -> None:
         """Ask for a sign of life when nobody else asks anything: a dead enclave is found before it is needed."""
@@ -631,189 +484,10 @@ class EnclaveLink:
                 continue
             key, handle = next(iter(line.handles.items()), (None, 0))
             if key is not None:
-                await self._in_step(line, key, handle)
+                await in_step(line, key, handle)
                 continue
             with suppress(RemoteError, SessionLostError):  # the session's own limit ends it, an error is an answer
                 await line.channel.call(PublicKeyOf(handle))
-
-    async def _in_step(self, line: SessionLine, key: PublicKeyHash, handle: int) -> bool:
-        """Whether the replies of *line* are those to its calls; if not, it is closed.
-
-        The call is of another kind than any that could be in doubt, so a reply that belongs to another cannot pass.
-        """
-        why = "did not answer"
-        try:
-            result = await line.channel.call(PublicKeyOf(handle))
-            if isinstance(result, PublicKey) and result.hash == key:
-                return True
-            why = "named another key"
-        except RemoteError as exc:
-            why = f"answered with an error ({exc})"
-        except SessionLostError:
-            return False
-        line.channel.close(f"the enclave is out of step: asked for the key of {key}, it {why}")
-        return False
-
-    # -- one exchange
-
-    async def ask(self, key: PublicKeyHash, make: Callable[[int], Call], *, accept: Accept, deadline: float) -> Result:
-        """Have the enclave answer about *key*, over as many sessions as it takes before *deadline* (Trio's clock).
-
-        Cancelling the caller disturbs nobody. Raises `VaultError`, `SignatureMismatchError` (*accept* said no, again
-        and again), `VaultUnavailableError`, `KeyNotFoundError`.
-        """
-        question = _Question(key, make, accept, deadline)
-        while True:
-            self._put(question)
-            if not question.pending:
-                await self._wait_for(key, question.failure, deadline)
-                continue
-            await question.wait()
-            for line, slot in question.take_finished():
-                answer = await self._judge(question, line, slot)
-                if answer is not None:
-                    return answer
-            if trio.current_time() >= deadline:
-                raise self._unavailable(question.failure or self._silence())
-
-    def _put(self, question: "_Question") -> None:
-        """Ask one more session, if there is one that was not asked, or if nobody is being asked."""
-        found = self.epochs.route(question.key, question.pending.keys() | question.doubted)
-        if found is None and not question.pending:
-            found = self.epochs.route(question.key)
-        if found is None:
-            return
-        line, handle = found
-        try:
-            question.pending[line] = line.channel.submit(question.make(handle), question.wake)
-        except FrameError as exc:
-            raise VaultError(f"(Nitro): {exc}") from exc
-
-    async def _judge(self, question: "_Question", line: SessionLine, slot: Slot) -> Result:
-        """The result of *slot* if it is the answer, None if another session has to be asked."""
-        try:
-            result = slot.result()
-        except SessionLostError as exc:
-            question.failure = str(exc)
-            await trio.lowlevel.checkpoint()  # the link notices the loss in its own task
-            return None
-        except RemoteError as exc:
-            question.failure = f"RPC Error: {exc}"
-            doubt: SignerError = VaultError(f"(Nitro): {question.failure}")
-        else:
-            if await question.accept(result):
-                return result
-            doubt = SignatureMismatchError("it does not verify")
-        # It may be the reply to another call. A line that is in step after all said what it wanted to say, but even
-        # then two replies may have changed places: only one that says it again is believed.
-        question.doubted.add(line)
-        in_step, handle = False, line.handles.get(question.key)
-        if handle is not None:  # else the key was taken out meanwhile
-            with trio.move_on_at(question.patience()):  # others may answer sooner
-                in_step = await self._in_step(line, question.key, handle)
-        if in_step:
-            question.doubts += 1
-            if question.doubts >= MAX_DOUBTS:
-                raise doubt
-        return None
-
-    async def _wait_for(self, key: PublicKeyHash, failure: str, deadline: float) -> None:
-        """Wait for a session that has *key*, if there is one to come; raises what the caller is told if not."""
-        address = str(key)
-        if not self._may_come(address):
-            skipped = self.epochs.skipped().get(address)
-            if skipped is not None:
-                raise self._unavailable(skipped)
-            raise KeyNotFoundError("this key not found in any vault")
-        with trio.move_on_at(deadline) as limit:
-            await self._next_change(address)
-        if limit.cancelled_caught:
-            raise self._unavailable(failure if failure and self.epochs.linked else self.failure)
-
-    def _may_come(self, address: str) -> bool:
-        """Whether waiting may bring the key of *address*: not every blob was tried, or its own is being tried."""
-        return not self.epochs.loaded or self.epochs.expects(address)
-
-    async def _next_change(self, address: str) -> None:
-        """Wait for a change, and let the key of *address* be imported before the others meanwhile."""
-        self._wanted[address] += 1
-        try:
-            await self.changed.wait()
-        finally:
-            self._wanted[address] -= 1
-            if not self._wanted[address]:
-                del self._wanted[address]
-
-    async def call_once(self, call: Call, deadline: float) -> tuple[SessionLine, Result]:
-        """Make *call* and tell over which line; it is not repeated, since the first may have been carried out."""
-        with trio.move_on_at(deadline):
-            while not self.epochs.linked:
-                await self.changed.wait()
-        lines = [line for line in self.epochs.lines() if line.channel.alive]
-        if not lines:
-            raise self._unavailable(self.failure)
-        line = min(lines, key=lambda one: (one.channel.stalled, -one.epoch.number, one.channel.load))
-        try:
-            return line, await line.channel.call(call)
-        except RemoteError as exc:
-            if exc.unknown_call:
-                name = type(call).__name__
-                raise VaultError(
-                    f"(Nitro): the enclave does not know {name}: it runs tee-signer, or an older image than this signer"
-                ) from exc
-            raise VaultError(f"(Nitro): RPC Error: {exc}") from exc
-        except SessionLostError as exc:
-            raise self._unavailable(str(exc)) from exc
-
-    def adopt(self, line: SessionLine, key: PublicKey, handle: int) -> None:
-        """A key that was made over *line* is stored: it serves there at once, and is imported over the others."""
-        self.epochs.adopt(line, key.hash, handle)
-        self._on_served(key)
-        self.notify()
-
-    def _silence(self) -> str:
-        return f"the enclave did not answer within {self._timeouts.wait:g} s"
-
-    def _unavailable(self, reason: str) -> VaultUnavailableError:
-        return VaultUnavailableError(
-            f"(Nitro): the enclave cannot be asked now, try again: {reason.removeprefix('(Nitro): ')}"
-        )
-
-
-class _Question:
-    """One call that is asked over one session or several."""
-
-    __slots__ = ("accept", "deadline", "doubted", "doubts", "failure", "key", "make", "pending", "wake")
-
-    def __init__(self, key: PublicKeyHash, make: Callable[[int], Call], accept: Accept, deadline: float) -> None:
-        self.key = key
-        self.make = make
-        self.accept = accept
-        self.deadline = deadline  # Trio's clock
-        self.pending: dict[SessionLine, Slot] = {}
-        self.doubted: set[SessionLine] = set()
-        self.doubts = 0  # answers that were no good, over lines in step
-        self.failure = ""  # of the last session that was lost over it
-        self.wake = trio.Event()  # set when one of the pending is settled
-
-    def patience(self) -> float:
-        """Until when (Trio's clock) one session is waited for, before another may be asked as well."""
-        return min(self.deadline, trio.current_time() + STALLED_AFTER)
-
-    async def wait(self) -> None:
-        """Return when a reply is there, or when it is time to ask another session."""
-        with trio.move_on_at(self.patience()):
-            await self.wake.wait()
-
-    def take_finished(self) -> list[tuple[SessionLine, Slot]]:
-        finished = [(line, slot) for line, slot in self.pending.items() if slot.done]
-        if finished:
-            self.wake = trio.Event()
-            for line, _ in finished:
-                del self.pending[line]
-            for slot in self.pending.values():
-                slot.settled = self.wake
-        return finished
 
 
 def _reason(exc: OSError) -> str:

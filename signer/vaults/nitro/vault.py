@@ -112,10 +112,10 @@ class NitroVault:
         return self._link.epochs.route(key) is not None
 
     async def wait_for(self, key: PublicKeyHash, deadline: float) -> None:
-        await self._link.wait_for(key, deadline)
+        await self._link.asking.wait_for(key, deadline)
 
     async def wait_change(self) -> None:
-        await self._link.changed.wait()
+        await self._link.standing.changed.wait()
 
     @property
     def last_sign_of_life(self) -> float:
@@ -133,7 +133,7 @@ class NitroVault:
         usable = len({key for epoch in epochs.epochs for key in epoch.keys})
         silent = self._link.silent_for
         if not epochs.linked:
-            detail = self._link.failure
+            detail = self._link.standing.failure
         elif not epochs.loaded:
             detail = f"importing keys, {usable} of {len(self._blobs.entries)} in"
         elif silent > SILENCE:
@@ -221,7 +221,7 @@ class NitroVault:
         self, key: PublicKeyHash, message: bytes, *, version: int, accept: Accept, deadline: float
     ) -> Signature:
         wire_version = version if version in (0, 1, 2) else 255
-        result = await self._link.ask(
+        result = await self._link.asking.ask(
             key, lambda handle: Sign(handle, message, wire_version), accept=_of_signature(accept), deadline=deadline
         )
         assert isinstance(result, Signature)
@@ -229,7 +229,7 @@ class NitroVault:
 
     async def prove_possession(self, key: PublicKeyHash, *, over: PublicKey | None = None, accept: Accept) -> Signature:
         subject = None if over is None else over.data
-        result = await self._link.ask(
+        result = await self._link.asking.ask(
             key,
             lambda handle: ProvePossession(handle, subject),
             accept=_of_signature(accept),
@@ -255,7 +255,7 @@ class NitroVault:
 
     async def attest_import(self, nonce: bytes) -> bytes:
         """The enclave's document with a fresh key to seal a secret to, for whoever drew *nonce*; not verified here."""
-        _, found = await self._link.call_once(Attest(claims.IMPORT, nonce), trio.current_time() + self.patience)
+        _, found = await self._link.asking.call_once(Attest(claims.IMPORT, nonce), trio.current_time() + self.patience)
         assert isinstance(found, Attested)
         return found.document
 
@@ -279,7 +279,7 @@ class NitroVault:
         wanted: str,
     ) -> PublicKey:
         """A new key: checked before it is stored, stored durably before it counts as one."""
-        line, created = await self._link.call_once(call, trio.current_time() + self.patience)
+        line, created = await self._link.asking.call_once(call, trio.current_time() + self.patience)
         assert isinstance(created, Created)
         assert created.handle is not None
         if not is_wanted(created.public_key):
@@ -303,12 +303,12 @@ class NitroVault:
         if stored.blob.startswith(_SEALED_V1):
             return False
         deadline = trio.current_time() + self.patience
-        _, created = await self._link.call_once(Reseal(stored.blob), deadline)
+        _, created = await self._link.asking.call_once(Reseal(stored.blob), deadline)
         assert isinstance(created, Created)
         blob = created.encrypted_private_key
         if not blob.startswith(_SEALED_V1):
             raise VaultError("(Nitro): the enclave answered with another format; nothing was changed")
-        _, opened = await self._link.call_once(PublicKeyFrom(blob), deadline)
+        _, opened = await self._link.asking.call_once(PublicKeyFrom(blob), deadline)
         if not isinstance(opened, PublicKey) or opened.hash != key or created.public_key != opened:
             raise VaultError(f"(Nitro): the enclave resealed another key than {key}; nothing was changed")
         await self._blobs.replace(stored, blob)

@@ -14,7 +14,7 @@ from signer.rpc.frames import encode_frame
 from signer.rpc.messages import encode_error
 from signer.tezos.keys import Curve, PublicKeyHash
 from signer.vaults.interface import VaultError, VaultUnavailableError
-from signer.vaults.nitro import link as link_module
+from signer.vaults.nitro import renewal
 from signer.vaults.nitro.credentials import Credentials, CredentialsError
 from signer.vaults.nitro.discovery import Place
 from signer.vaults.nitro.vault import NitroVault
@@ -348,17 +348,17 @@ async def test_new_credentials_open_new_sessions(
     async with running(path, enclave, sessions=2, provider=provider, tasks=tasks) as vault:
         await complete(vault)
         connections = enclave.connections
-        await trio.sleep(link_module.REFRESH_INTERVAL + 1)
+        await trio.sleep(renewal.REFRESH_INTERVAL + 1)
         assert enclave.connections == connections, "the same ones change nothing"
         provider.fault = CredentialsError("(Nitro): missing credentials: nowhere")
-        await trio.sleep(link_module.REFRESH_INTERVAL + 1)
+        await trio.sleep(renewal.REFRESH_INTERVAL + 1)
         task = tasks.all()["vault n credentials"]
         assert task.state == "failing"
         assert "nowhere; the old ones stay in use" in task.fault
         assert await signs(vault, key)
         assert vault.health().ready
         provider.fault, provider.current = None, Credentials("second", "secret", "token", "r")
-        await trio.sleep(link_module.RESOLVING.longest * 2)
+        await trio.sleep(renewal.RESOLVING.longest * 2)
         assert task.state == "running"
         assert enclave.connections == connections + 2
         assert enclave.serving == 2, "the old sessions are closed"
@@ -477,5 +477,5 @@ async def test_credentials_that_expired_are_looked_for_at_once(
         with trio.fail_after(60):
             while not vault.serves(keys[-1]):
                 await vault.wait_change()
-        assert trio.current_time() - began < link_module.REFRESH_INTERVAL / 3
+        assert trio.current_time() - began < renewal.REFRESH_INTERVAL / 3
         assert await signs(vault, keys[0])

@@ -434,9 +434,9 @@ async def test_a_key_is_wanted_no_longer_than_somebody_waits(
             for _ in range(2):
                 nursery.start_soon(vault.wait_for, pkh, trio.current_time() + 10)
             await trio.testing.wait_all_tasks_blocked()
-            assert dict(vault._link._wanted) == {str(pkh): 2}
+            assert dict(vault._link.standing.wanted) == {str(pkh): 2}
             nursery.cancel_scope.cancel()
-        assert dict(vault._link._wanted) == {}
+        assert dict(vault._link.standing.wanted) == {}
 
 
 @pytest.mark.parametrize("sessions", [1, 2])
