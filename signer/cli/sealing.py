@@ -27,6 +27,10 @@ _DEBUG_REGISTERS = (0, 1, 2)  # zero in debug mode; 3 is without a role, and 8 o
 _REGISTERS = (0, 1, 2, 3, 4, 8)
 _ANSWER_TIMEOUT = 300.0  # seconds for a line of the command: somebody may have to type a password first
 _END_TIMEOUT = 10.0  # seconds for the command to end once it has nothing left to do
+_MAY_BE_STORED = (
+    "the sealed key was on its way, and may be stored: run this again, which then says that the key is in the vault "
+    "already"
+)
 
 
 class _Lines(Protocol):
@@ -262,10 +266,10 @@ def _send(line: _Line, order: bytes) -> bytes:
     try:
         return line.ask(order)
     except ImportError_ as exc:
-        raise ImportError_(
-            f"{exc}. The sealed key was on its way, and may be stored: run this again, which then says that the key is "
-            "in the vault already"
-        ) from exc
+        raise ImportError_(f"{exc}; {_MAY_BE_STORED}") from exc
+    except KeyboardInterrupt:
+        click.echo(f"interrupted: {_MAY_BE_STORED}", err=True)
+        raise
 
 
 def _show(document: Document, address: str) -> None:
