@@ -195,11 +195,17 @@ def _hex(text: str, size: int, option: str) -> bytes:
     return value
 
 
+def _standard_output() -> IO[bytes]:
+    if sys.stdout is None:
+        raise ImportError_("standard output is closed, and it is the way to the other side")
+    return sys.stdout.buffer
+
+
 @contextmanager
 def _line(command: Sequence[str]) -> Iterator[_Line]:
     """The way to the host: over *command*, which is ended after it, or over our own output and input."""
     if not command:
-        yield _Line(sys.stdout.buffer, standard_input(), "the other side")
+        yield _Line(_standard_output(), standard_input(), "the other side")
         return
     try:
         process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE)
@@ -294,6 +300,7 @@ async def import_sealed(vault: NitroVault) -> None:
 
     log = structlog.get_logger("signer.import")
 
+    outgoing = _standard_output()
     is_closed = sys.stdin is None
     incoming: _Lines = standard_input() if is_closed else _Pipe(sys.stdin.fileno(), "the operator", in_time=False)
 
@@ -301,8 +308,8 @@ async def import_sealed(vault: NitroVault) -> None:
         return await trio.to_thread.run_sync(incoming.readline, lines.MAX_LINE + 1, abandon_on_cancel=True)
 
     def write(line: bytes) -> None:
-        sys.stdout.buffer.write(line)
-        sys.stdout.buffer.flush()
+        outgoing.write(line)
+        outgoing.flush()
 
     if not is_closed and sys.stdin.isatty():
         click.echo(

@@ -71,6 +71,12 @@ def test_half_a_line_does_not_buy_time(pipe: tuple[int, sealing._Pipe], monkeypa
     os.close(writing)
 
 
+def test_without_standard_output_there_is_no_way(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "stdout", None)
+    with pytest.raises(ImportError_, match="standard output is closed"), sealing._line(()):
+        raise AssertionError
+
+
 def test_whoever_interrupts_a_key_on_its_way_learns_that_it_may_be_stored(capsys: pytest.CaptureFixture[str]) -> None:
     sent = BytesIO()
     line = sealing._Line(sent, Interrupted(), "ssh")
