@@ -117,6 +117,8 @@ class EnclaveLog:
                 if dropped:
                     self._drop(dropped)
                     await trio.sleep(PENALTY)
+                elif trio.current_time() >= self._tell_at:  # the rest of a flood; counters come every minute
+                    self._tell_dropped()
         except (OSError, trio.BrokenResourceError, trio.ClosedResourceError) as exc:
             logger.debug("the log stream of the enclave was cut off", vault_name=self._name, error=str(exc))
         self._tell_dropped()
