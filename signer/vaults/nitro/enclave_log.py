@@ -203,7 +203,7 @@ class _Place:
         life = life[:_MAX_TEXT]
         if life != self._life:  # of the first life that is met, older lines were not ours to tell
             self._number = 0 if self._life else number - 1
-            self._life = life
+            self._life, self.passed_over = life, 0  # what was not read of the old life is none of this one's lines
         if number <= self._number:
             return False, 0
         missing = max(0, number - self._number - 1 - self.passed_over)

@@ -335,6 +335,17 @@ async def test_lines_that_were_dropped_are_not_missing_too(autojump_clock: MockC
     assert [one["lines"] for one in logs if "lines" in one] == [1]
 
 
+async def test_what_was_dropped_of_one_life_hides_nothing_of_the_next(autojump_clock: MockClock) -> None:
+    enclave = Enclave()
+    async with following(enclave):
+        await enclave.say(numbered(1) + b"\n" * 100)
+        await enclave.streams[-1].aclose()
+        await trio.sleep(PAUSE + 1)
+        assert enclave.dropped == 100
+        await enclave.say(numbered(51, life="b"))
+        assert enclave.dropped == 150
+
+
 async def test_a_new_life_begins_anew(autojump_clock: MockClock) -> None:
     enclave = Enclave()
     with capture_logs() as logs:
