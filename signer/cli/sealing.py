@@ -27,6 +27,10 @@ _DEBUG_REGISTERS = (0, 1, 2)  # zero in debug mode; 3 is without a role, and 8 o
 _REGISTERS = (0, 1, 2, 3, 4, 8)
 _ANSWER_TIMEOUT = 300.0  # seconds for a line of the command: somebody may have to type a password first
 _END_TIMEOUT = 10.0  # seconds for the command to end once it has nothing left to do
+_MAY_BE_STORED = (
+    "the sealed key was on its way, and may be stored: run this again, which then says that the key is in the vault "
+    "already"
+)
 
 
 class _Lines(Protocol):
@@ -191,11 +195,17 @@ def _hex(text: str, size: int, option: str) -> bytes:
     return value
 
 
+def _standard_output() -> IO[bytes]:
+    if sys.stdout is None:
+        raise ImportError_("standard output is closed, and it is the way to the other side")
+    return sys.stdout.buffer
+
+
 @contextmanager
 def _line(command: Sequence[str]) -> Iterator[_Line]:
     """The way to the host: over *command*, which is ended after it, or over our own output and input."""
     if not command:
-        yield _Line(sys.stdout.buffer, standard_input(), "the other side")
+        yield _Line(_standard_output(), standard_input(), "the other side")
         return
     try:
         process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE)
@@ -262,10 +272,10 @@ def _send(line: _Line, order: bytes) -> bytes:
     try:
         return line.ask(order)
     except ImportError_ as exc:
-        raise ImportError_(
-            f"{exc}. The sealed key was on its way, and may be stored: run this again, which then says that the key is "
-            "in the vault already"
-        ) from exc
+        raise ImportError_(f"{exc}; {_MAY_BE_STORED}") from exc
+    except KeyboardInterrupt:
+        click.echo(f"interrupted: {_MAY_BE_STORED}", err=True)
+        raise
 
 
 def _show(document: Document, address: str) -> None:
@@ -290,6 +300,7 @@ async def import_sealed(vault: NitroVault) -> None:
 
     log = structlog.get_logger("signer.import")
 
+    outgoing = _standard_output()
     is_closed = sys.stdin is None
     incoming: _Lines = standard_input() if is_closed else _Pipe(sys.stdin.fileno(), "the operator", in_time=False)
 
@@ -297,8 +308,8 @@ async def import_sealed(vault: NitroVault) -> None:
         return await trio.to_thread.run_sync(incoming.readline, lines.MAX_LINE + 1, abandon_on_cancel=True)
 
     def write(line: bytes) -> None:
-        sys.stdout.buffer.write(line)
-        sys.stdout.buffer.flush()
+        outgoing.write(line)
+        outgoing.flush()
 
     if not is_closed and sys.stdin.isatty():
         click.echo(

@@ -20,6 +20,7 @@ Level = Literal["debug", "info", "warning", "error"]
 
 KEPT = 256  # lines that a new reader is told
 _BACKLOG = 256  # lines that a reader may be behind
+_MAX_EVENT = 1000  # characters: a reader takes lines of 8,192 bytes, and JSON escapes make six of one character
 _MAX_NAMES = 64  # of one counter; further ones are counted as `other`
 OTHER = "other"
 
@@ -40,7 +41,7 @@ class Journal:
     def say(self, event: str, level: Level = "info") -> None:
         """One line to all readers, numbered from 1; a reader that is too far behind is left."""
         self._number += 1
-        line = self._line(level, n=self._number, event=event)
+        line = self._line(level, n=self._number, event=event[:_MAX_EVENT])
         self._kept.append(line)
         for reader in tuple(self._readers):
             try:

@@ -58,6 +58,7 @@ async def start(
     enclave = await prepare(nsm, clock=clock, seed=seed)
     recipient = make_recipient(nsm)
     await recipient.addressee()
+    await recipient.pcr0()  # for refusals, which must not wait for a module that hangs by then
     tls, place = tls_context(roots()), f"vsock:{settings.proxy_cid}:{settings.proxy_port}"
 
     def make_transport(host: str) -> Transport:

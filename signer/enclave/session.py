@@ -158,8 +158,11 @@ class Session:
         self._run_ahead()
 
     def _run_ahead(self) -> None:
-        """Start what has come within reach: each answer lets the next one begin."""
-        if self._sealer is None or self._start_soon is None:
+        """Start what has come within reach: each answer lets the next one begin.
+
+        A full session refuses the rest at once, without a wait for those that run: nothing more begins then.
+        """
+        if self._sealer is None or self._start_soon is None or len(self._keys) >= MAX_KEYS:
             return
         for opening in islice(self._ahead, MAX_AHEAD):
             if not opening.started:

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from signer.errors import SignerError
+from signer.image import program
 from signer.image.build import ARGUMENTS, REPOSITORY, SETTINGS, Built, Inputs, build
 from signer.image.wheels import requirements
 
@@ -64,6 +65,8 @@ def _build(options: argparse.Namespace) -> None:
         environment={name: value for name, _, value in settings},
         arguments=options.arguments or ARGUMENTS,
     )
+    for name in program.left_out(inputs.sources):
+        print(f"left out, since the enclave's program does not read it: {name}", file=sys.stderr)
     built = build(inputs, options.output)
     manifest = options.output.with_name(f"{options.output.name}.manifest")
     manifest.write_text(built.manifest, encoding="utf-8")

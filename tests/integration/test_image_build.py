@@ -50,6 +50,7 @@ def places(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
         path.chmod(0o600)
     (second / "signer/__pycache__").mkdir()
     (second / "signer/enclave/development.key").write_bytes(bytes(32))
+    (second / "signer/enclave/kms/baker.pem").write_bytes(bytes(32))
     return first, second
 
 
@@ -79,6 +80,8 @@ def test_two_builds_give_the_same_bytes(image: Path, places: tuple[Path, Path], 
         places[1], output, umask=0o077, TZ="Asia/Tokyo", LC_ALL="C.UTF-8", LANG="de_DE.UTF-8", PYTHONHASHSEED="4711"
     )
     assert done.returncode == 0, done.stderr
+    told = {line.rpartition(": ")[2] for line in done.stderr.splitlines() if line.startswith("left out")}
+    assert told == {"signer/enclave/development.key", "signer/enclave/kms/baker.pem"}
     assert output.with_name("other-name.eif.manifest").read_text() == image.with_name("signer.eif.manifest").read_text()
     assert output.read_bytes() == image.read_bytes()
 

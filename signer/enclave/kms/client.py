@@ -36,6 +36,7 @@ from signer.enclave.recipient import Addressee, Recipient
 from signer.enclave.sealing.envelope import EnvelopeError
 
 CALL_TIMEOUT = 9.0  # seconds for all attempts of a call: the host gives up at 10, and could not be told why
+_EXPLAIN_TIMEOUT = 0.5  # seconds, perhaps behind those, for what a refusal is explained with
 _RECIPIENT_ALGORITHM = "RSAES_OAEP_SHA_256"  # the only one that KMS knows
 
 
@@ -225,7 +226,12 @@ class KmsClient:
     async def _refused(
         self, fault: Fault, operation: str, access: Access, *, attested: bool, now: datetime
     ) -> KmsError:
-        pcr0 = await self._recipient.pcr0() if attested else None
+        pcr0 = None
+        if attested:
+            with trio.move_on_after(
+                _EXPLAIN_TIMEOUT, shield=True
+            ):  # KMS has answered: a slow module must not undo that
+                pcr0 = await self._recipient.pcr0()
         cause = cause_of(fault, Call(operation, access.key_id, attested, access.region, pcr0, now))
         return KmsError("SDK error", str(fault), *([cause] if cause else []), fault=fault)
 

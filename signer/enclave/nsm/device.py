@@ -31,9 +31,10 @@ class Device:
         self._limiter = trio.CapacityLimiter(1)  # the driver has one lock; more threads would only wait for it
 
     async def __call__(self, request: bytes) -> bytes:
-        """The answer to *request*. The call cannot be interrupted: a cancelled caller waits for its end (the driver
-        gives up after 120 s), so that the buffers and the descriptor outlive it."""
-        return await trio.to_thread.run_sync(self._call, request, limiter=self._limiter)
+        """The answer to *request*. The call itself cannot be interrupted (the driver gives up after 120 s). Whoever is
+        cancelled leaves it to its thread, which has the buffers, and keeps the place until it ends: all callers have
+        less time than that, and would be told nothing."""
+        return await trio.to_thread.run_sync(self._call, request, limiter=self._limiter, abandon_on_cancel=True)
 
     def _call(self, request: bytes) -> bytes:
         if len(request) > MAX_REQUEST:

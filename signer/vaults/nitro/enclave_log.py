@@ -117,6 +117,8 @@ class EnclaveLog:
                 if dropped:
                     self._drop(dropped)
                     await trio.sleep(PENALTY)
+                elif trio.current_time() >= self._tell_at:  # the rest of a flood; counters come every minute
+                    self._tell_dropped()
         except (OSError, trio.BrokenResourceError, trio.ClosedResourceError) as exc:
             logger.debug("the log stream of the enclave was cut off", vault_name=self._name, error=str(exc))
         self._tell_dropped()
@@ -201,7 +203,7 @@ class _Place:
         life = life[:_MAX_TEXT]
         if life != self._life:  # of the first life that is met, older lines were not ours to tell
             self._number = 0 if self._life else number - 1
-            self._life = life
+            self._life, self.passed_over = life, 0  # what was not read of the old life is none of this one's lines
         if number <= self._number:
             return False, 0
         missing = max(0, number - self._number - 1 - self.passed_over)

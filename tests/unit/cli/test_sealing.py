@@ -19,6 +19,13 @@ from signer.tezos.keys import Curve
 PAUSE = (sys.executable, "-c", "import signal; print('a line', flush=True); signal.pause()")
 
 
+class Interrupted:
+    """Somebody presses Ctrl-C while an answer is waited for."""
+
+    def readline(self, limit: int, /) -> bytes:
+        raise KeyboardInterrupt
+
+
 @pytest.fixture
 def pipe() -> Iterator[tuple[int, sealing._Pipe]]:
     """Where to write, and what reads it."""
@@ -62,6 +69,21 @@ def test_half_a_line_does_not_buy_time(pipe: tuple[int, sealing._Pipe], monkeypa
     with pytest.raises(ImportError_, match="ssh has not answered"):
         lines.readline(100)
     os.close(writing)
+
+
+def test_without_standard_output_there_is_no_way(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "stdout", None)
+    with pytest.raises(ImportError_, match="standard output is closed"), sealing._line(()):
+        raise AssertionError
+
+
+def test_whoever_interrupts_a_key_on_its_way_learns_that_it_may_be_stored(capsys: pytest.CaptureFixture[str]) -> None:
+    sent = BytesIO()
+    line = sealing._Line(sent, Interrupted(), "ssh")
+    with pytest.raises(KeyboardInterrupt):
+        sealing._send(line, b"order\n")
+    assert sent.getvalue() == b"order\n"
+    assert "interrupted: the sealed key was on its way, and may be stored: run this again" in capsys.readouterr().err
 
 
 def test_a_command_that_does_not_end_is_ended(monkeypatch: pytest.MonkeyPatch) -> None:

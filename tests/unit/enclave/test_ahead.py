@@ -165,6 +165,17 @@ async def test_a_full_session_wipes_what_it_refuses(
     assert {key.public_key for key in sealing.opened if wiped(key)} == {key.public_key for key in KEYS[2:4]}
 
 
+async def test_a_full_session_opens_no_more_than_there_was_room_for_the_first(
+    client: Client, sealing: Slow, monkeypatch: pytest.MonkeyPatch, autojump_clock: MockClock
+) -> None:
+    """Each refusal let another one begin, though nobody had waited for the one before."""
+    monkeypatch.setattr(session_module, "MAX_KEYS", 2)
+    results = await together(client, *map(Import, await blobs(sealing, 40)))
+    assert [isinstance(one, Imported) for one in results] == [True] * 2 + [False] * 38
+    assert len(sealing.opened) <= MAX_AHEAD + 2
+    assert sealing.most == MAX_AHEAD
+
+
 @pytest.mark.parametrize("credentials", [Initialize(update=True), InitializeSealed(bytes(32), bytes(32), b"sealed")])
 async def test_nothing_is_opened_behind_other_credentials(
     credentials: Call, client: Client, sealing: Slow, autojump_clock: MockClock

@@ -11,6 +11,7 @@ from signer.enclave import log
 from signer.enclave import stream as stream_module
 from signer.enclave.log import KEPT, Journal
 from signer.enclave.stream import INTERVAL, LogStream
+from signer.vaults.nitro.enclave_log import MAX_LINE
 
 
 class Reader:
@@ -86,6 +87,15 @@ def test_lines_are_numbered_and_belong_to_a_life() -> None:
         assert (counters["life"], "n" in counters) == (life, False)
         lives.add(life)
     assert len(lives) == 2
+
+
+def test_no_line_is_longer_than_the_host_takes() -> None:
+    """It hangs up on one that is, as of a recursion without end, and again each time while that is kept."""
+    journal = Journal()
+    journal.say("\0" * 20000, "warning")
+    with journal.reading() as (kept, _):
+        assert len(kept[0]) < MAX_LINE
+    assert json.loads(kept[0])["event"] == "\0" * 1000
 
 
 async def test_so_many_lines_are_kept(nursery: trio.Nursery) -> None:

@@ -82,7 +82,17 @@ async def image(rsa_keys: list[RSAPrivateKey], endpoint: str = HOST) -> AsyncIte
 async def test_all_is_made_before_anybody_is_served(rsa_keys: list[RSAPrivateKey]) -> None:
     async with image(rsa_keys) as here:
         running = await here.start(Settings())
-        assert here.nsm.calls == ["seed", "DescribeNSM", "Attestation", "GetRandom", "RSA key", "Attestation"]
+        duties = ["seed", "DescribeNSM", "Attestation", "GetRandom", "RSA key", "Attestation"]
+        assert here.nsm.calls == [*duties, "DescribePCR"]
+        await running.aclose()
+
+
+async def test_a_start_without_the_measurement(rsa_keys: list[RSAPrivateKey]) -> None:
+    """Only the texts of refusals need it."""
+    async with image(rsa_keys) as here:
+        here.nsm.failures = {7: "InternalError"}
+        running = await here.start(Settings())
+        assert here.nsm.calls[6] == "DescribePCR"
         await running.aclose()
 
 

@@ -4,6 +4,7 @@ import json
 import marshal
 import sys
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,7 @@ import pytest
 
 from signer import __version__
 from signer.enclave import settings
+from signer.image import __main__ as command
 from signer.image import build, interpreter, program
 from signer.image.tree import BuildError, Tree
 from signer.image.wheels import Target
@@ -32,24 +34,60 @@ def test_the_program_is_all_that_goes_in_of_the_signer() -> None:
     }
 
 
-def test_data_files_beside_modules_go_in(tmp_path: Path) -> None:
-    for name in (
-        "signer/__init__.py",
-        "signer/enclave/__init__.py",
-        "signer/enclave/roots.pem",
-        "signer/enclave/notes.md",
-    ):
-        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
-        (tmp_path / name).touch()
-    (tmp_path / "signer/enclave/__main__.py").write_text("def main():\n    from signer.enclave import lazy\n")
-    (tmp_path / "signer/enclave/lazy.py").touch()
-    assert [name for name, _ in program.modules(tmp_path)] == [
-        "signer/__init__.py",
-        "signer/enclave/__init__.py",
-        "signer/enclave/__main__.py",
-        "signer/enclave/lazy.py",
-        "signer/enclave/roots.pem",
-    ]
+def sources(root: Path, *names: str) -> Path:
+    """The least that the builder takes as the signer's sources, and *names*."""
+    for name in ("signer/__init__.py", "signer/enclave/__init__.py", *program.DATA, *names):
+        (root / name).parent.mkdir(parents=True, exist_ok=True)
+        (root / name).touch()
+    (root / program.START).write_text("import trio\n\ndef main():\n    from signer.enclave import lazy\n")
+    (root / "signer/enclave/lazy.py").touch()
+    return root
+
+
+MINIMAL = [
+    "signer/__init__.py",
+    "signer/enclave/__init__.py",
+    "signer/enclave/__main__.py",
+    "signer/enclave/kms/roots.pem",
+    "signer/enclave/lazy.py",
+]
+
+
+def test_of_data_files_those_go_in_that_the_program_reads(tmp_path: Path) -> None:
+    strangers = ["signer/enclave/baker.pem", "signer/enclave/development.key", "signer/enclave/notes", "signer/.env"]
+    root = sources(tmp_path, *strangers, "signer/enclave/__pycache__/lazy.cpython-311.pyc", "signer/enclave/unused.py")
+    (root / "signer/enclave/gone.pem").symlink_to("nowhere")
+    assert [name for name, _ in program.modules(root)] == MINIMAL
+    assert program.left_out(root) == sorted([*strangers, "signer/enclave/gone.pem"])
+
+
+def test_nothing_is_left_out_of_the_sources_as_they_are() -> None:
+    assert set(program.DATA) <= {name for name, _ in program.modules(ROOT)}
+    assert program.left_out(ROOT) == []
+
+
+def test_what_lies_beside_the_packages_stays_out(tmp_path: Path) -> None:
+    root = sources(tmp_path, "trio.py")
+    assert [name for name, _ in program.modules(root)] == MINIMAL
+
+
+def test_sources_without_a_data_file(tmp_path: Path) -> None:
+    root = sources(tmp_path)
+    (root / "signer/enclave/kms/roots.pem").unlink()
+    with pytest.raises(BuildError, match="there is no signer/enclave/kms/roots.pem"):
+        list(program.modules(root))
+
+
+def test_the_builder_says_what_it_left_out(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    sources(tmp_path, "signer/enclave/baker.pem")
+    monkeypatch.setattr(command, "Inputs", partial(build.Inputs, sources=tmp_path))
+    absent = str(tmp_path / "absent")
+    arguments = [part for name in ("python", "wheels", "blobs", "pins", "output") for part in (f"--{name}", absent)]
+    assert command.main(["image", *arguments]) == 1, "there is nothing to build of"
+    told = capsys.readouterr().err
+    assert "left out, since the enclave's program does not read it: signer/enclave/baker.pem\n" in told
 
 
 def test_a_directory_without_the_sources(tmp_path: Path) -> None:

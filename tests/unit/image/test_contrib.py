@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from signer.image import __main__ as command
-from signer.image import build
+from signer.image import build, program
 
 CONTRIB = Path(__file__).parents[3] / "contrib"
 DOCKERFILE = (CONTRIB / "enclave/Dockerfile").read_text()
@@ -45,7 +45,19 @@ def test_the_context_of_docker_has_what_it_copies_and_no_more() -> None:
         "!contrib",
         "!contrib/enclave",
         "!contrib/enclave/requirements.txt",
+        *(f"!{name}" for name in program.DATA),
     }
+    assert {"**/*.pem", "**/*.key"} <= set(ignored)
+
+
+def test_the_dockerfile_takes_the_data_that_the_builder_takes() -> None:
+    """Anything else that is no module is deleted in the first stage, of which the second has only what is left."""
+    (deleting,) = [line for line in instructions("RUN") if line.startswith("find /packages/signer /packages/proxy ")]
+    assert re.findall(r"! -path /packages/(\S+)", deleting) == list(program.DATA)
+    assert "! -name '*.py'" in deleting
+    assert deleting.endswith(" -delete")
+    final = DOCKERFILE.rpartition("\nFROM ")[2]
+    assert [line.split()[1] for line in final.splitlines() if line.startswith("COPY ")] == ["--from=packages"]
 
 
 def test_the_manual_names_every_option(capsys: pytest.CaptureFixture[str]) -> None:

@@ -136,6 +136,24 @@ async def test_a_module_that_fails_later_costs_no_session(
         assert not vault.serves(key)
 
 
+async def test_a_module_that_hangs_later_costs_no_session(
+    path: Path, enclave: FakeEnclave, monkeypatch: pytest.MonkeyPatch, autojump_clock: trio.testing.MockClock
+) -> None:
+    nsm = FakeNsm()
+    enclave.attestor = Attestor(nsm, boot_id=b"b" * 16, entropy=kernel_entropy)
+    async with running(path, enclave, sessions=2, judge=require()) as vault:
+        key = (await vault.generate(Curve.ED25519)).hash
+        await until(lambda: enclave.serving == 2)
+        monkeypatch.setattr(nsm, "attest", lambda **_: trio.sleep_forever())
+        await trio.sleep(link_module.JUDGE_INTERVAL + 1)  # one session waits for the module
+        began = trio.current_time()
+        assert await signs(vault, key)
+        assert trio.current_time() - began < 1
+        await trio.sleep(30)
+        assert enclave.connections == 2
+        assert await signs(vault, key)
+
+
 async def test_sessions_are_judged_again_one_after_the_other(
     path: Path, enclave: FakeEnclave, monkeypatch: pytest.MonkeyPatch, autojump_clock: trio.testing.MockClock
 ) -> None:

@@ -238,6 +238,8 @@ async def test_a_flood_is_counted(autojump_clock: MockClock) -> None:
             await wait_all_tasks_blocked()
             await trio.sleep(TELL_INTERVAL + PENALTY)
             await enclave.say(line("after it"))
+            told_of = sum(one["lines"] for one in logs if "dropped" in one["event"])
+            assert told_of == enclave.dropped, "not only at the end of the stream, which may be next year"
             await enclave.streams[-1].aclose()
             await wait_all_tasks_blocked()
     dropped = [one["lines"] for one in logs if "dropped" in one["event"]]
@@ -331,6 +333,17 @@ async def test_lines_that_were_dropped_are_not_missing_too(autojump_clock: MockC
             await enclave.streams[-1].aclose()
             await trio.sleep(2 * PENALTY)
     assert [one["lines"] for one in logs if "lines" in one] == [1]
+
+
+async def test_what_was_dropped_of_one_life_hides_nothing_of_the_next(autojump_clock: MockClock) -> None:
+    enclave = Enclave()
+    async with following(enclave):
+        await enclave.say(numbered(1) + b"\n" * 100)
+        await enclave.streams[-1].aclose()
+        await trio.sleep(PAUSE + 1)
+        assert enclave.dropped == 100
+        await enclave.say(numbered(51, life="b"))
+        assert enclave.dropped == 150
 
 
 async def test_a_new_life_begins_anew(autojump_clock: MockClock) -> None:

@@ -474,6 +474,23 @@ async def test_a_denial_is_told_even_if_the_module_fails(
         assert "for this image or not for this role" in (await here.chain())[2]
 
 
+@pytest.mark.parametrize("late", [0.0, 8.9])
+async def test_a_denial_is_told_even_if_the_module_hangs(
+    autojump_clock: MockClock, rsa_keys: list[RSAPrivateKey], monkeypatch: pytest.MonkeyPatch, late: float
+) -> None:
+    """And counts as an answer of KMS, also at the end of the time."""
+    monkeypatch.setattr(Module, "describe_pcr", lambda *_: trio.sleep_forever())
+    async with world(rsa_keys) as here:
+        here.custody.delay = late
+        here.custody.replies = [fault("AccessDeniedException")]
+        began = trio.current_time()
+        chain = await here.chain()
+        assert trio.current_time() - began == pytest.approx(late + 0.5)
+        assert "AccessDeniedException" in chain[1]
+        assert "for this image or not for this role" in chain[2]
+        assert here.breaker.failures == 0
+
+
 async def test_calls_run_side_by_side(autojump_clock: MockClock, rsa_keys: list[RSAPrivateKey]) -> None:
     async with world(rsa_keys) as here:
         blobs = [await here.client.encrypt(bytes([number])) for number in range(50)]

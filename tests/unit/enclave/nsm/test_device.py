@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 import trio
+import trio.testing
 
 from signer.enclave.log import journal
 from signer.enclave.nsm.device import MAX_RESPONSE, Device, open_device
@@ -109,7 +110,8 @@ async def test_one_call_at_a_time() -> None:
     assert len(driver.requests) == 3
 
 
-async def test_a_cancelled_caller_waits_for_the_call_and_leaves_the_device_usable() -> None:
+async def test_a_cancelled_caller_goes_at_once_and_leaves_the_device_usable() -> None:
+    """Others still wait for the end of its call."""
     begun, go_on = threading.Event(), threading.Event()
     driver = Driver()
 
@@ -123,10 +125,13 @@ async def test_a_cancelled_caller_waits_for_the_call_and_leaves_the_device_usabl
         nursery.start_soon(device, b"\x60")
         await trio.to_thread.run_sync(begun.wait)
         nursery.cancel_scope.cancel(reason="test")
+    assert not driver.requests, "the call is still on"
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(Module(device).lock_pcr, 3)
+        await trio.testing.wait_all_tasks_blocked()
+        assert device._limiter.statistics().tasks_waiting == 1
         go_on.set()
-    assert len(driver.requests) == 1
-    await Module(device).lock_pcr(3)
-    assert len(driver.requests) == 2
+    assert [len(request) for request in driver.requests] == [1, 17], "one after the other"
 
 
 def test_outside_an_enclave_it_is_said_so(tmp_path: Path) -> None:
