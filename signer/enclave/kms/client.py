@@ -228,9 +228,8 @@ class KmsClient:
     ) -> KmsError:
         pcr0 = None
         if attested:
-            with trio.move_on_after(
-                _EXPLAIN_TIMEOUT, shield=True
-            ):  # KMS has answered: a slow module must not undo that
+            # KMS has answered: a slow module must not undo that.
+            with trio.move_on_after(_EXPLAIN_TIMEOUT, shield=True):
                 pcr0 = await self._recipient.pcr0()
         cause = cause_of(fault, Call(operation, access.key_id, attested, access.region, pcr0, now))
         return KmsError("SDK error", str(fault), *([cause] if cause else []), fault=fault)
