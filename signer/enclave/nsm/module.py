@@ -3,9 +3,11 @@
 from collections.abc import Callable
 from typing import Protocol, TypeVar
 
+import trio
+
 from signer.enclave.log import count
 from signer.enclave.nsm import messages
-from signer.enclave.nsm.interface import Description, NsmError, Register
+from signer.enclave.nsm.interface import INTERNAL_ERROR, Description, NsmError, Register
 from signer.enclave.nsm.messages import (
     Attestation,
     DescribeNsm,
@@ -19,6 +21,8 @@ from signer.enclave.nsm.messages import (
 )
 
 T = TypeVar("T")
+
+TIMEOUT = 6.0  # seconds for an answer, waiting included: the host gives up a session, and its keys, at 10
 
 
 class Exchange(Protocol):
@@ -35,10 +39,17 @@ class Module:
 
     async def _ask(self, request: Request, decode: Callable[[bytes], T]) -> T:
         try:
-            return decode(await self._exchange(encode_request(request)))
+            return decode(await self._answer_to(encode_request(request)))
         except NsmError as exc:
             count("nsm_failures", exc.value)
             raise
+
+    async def _answer_to(self, request: bytes) -> bytes:
+        try:
+            with trio.fail_after(TIMEOUT):
+                return await self._exchange(request)
+        except trio.TooSlowError:
+            raise NsmError(INTERNAL_ERROR, f"the module gave no answer within {TIMEOUT:g} s") from None
 
     async def describe(self) -> Description:
         return await self._ask(DescribeNsm(), messages.decode_description)
