@@ -16,7 +16,7 @@ from signer.vaults.nitro.pace import Pace
 RESOLVING = Pace(shortest=1.0, longest=60.0)
 RESOLVE_TIMEOUT = 30.0  # seconds
 REFRESH_INTERVAL = 300.0  # seconds; the SDK renews what expires within 15 minutes, when it is asked
-LOOKUP_INTERVAL = 4.0  # seconds for which credentials just found are not doubted; below the first try of a blob again
+LOOKUP_INTERVAL = 4.0  # seconds for which the latest lookup is not doubted; below the first try of a blob again
 
 
 class Renewal:
@@ -25,7 +25,7 @@ class Renewal:
     def __init__(self, provider: CredentialsProvider) -> None:
         self.current: Credentials | None = None
         self._provider = provider
-        self._looked_up_at = float("-inf")  # Trio's clock: when these were found
+        self._looked_up_at = float("-inf")  # Trio's clock: the end of the latest lookup
         self._wake = trio.Event()
 
     async def run(
@@ -47,7 +47,6 @@ class Renewal:
             try:
                 with trio.fail_after(RESOLVE_TIMEOUT):
                     found = await self._provider()
-                    self._looked_up_at = trio.current_time()
             except (SignerError, OSError, trio.TooSlowError) as exc:
                 why = str(exc) or f"(Nitro): no credentials within {RESOLVE_TIMEOUT:g} s"
                 task.failing(why if self.current is None else f"{why}; the old ones stay in use")
@@ -61,6 +60,7 @@ class Renewal:
                     self.current = found
                     on_new()
                 pause = REFRESH_INTERVAL
+            self._looked_up_at = trio.current_time()
             with trio.move_on_after(pause):
                 await self._wake.wait()
             self._wake = trio.Event()

@@ -457,6 +457,23 @@ async def test_a_blob_taken_out_while_its_import_is_waited_for(path: Path, encla
         assert await signs(vault, keys[0])
 
 
+async def test_credentials_that_expired_and_are_not_found_again_are_not_looked_for_for_each_key(
+    path: Path, enclave: FakeEnclave, autojump_clock: trio.testing.MockClock
+) -> None:
+    await stored(path, enclave, 40)
+    provider = Provider()
+
+    async def refuse(frame: bytes) -> bytes:
+        provider.fault = CredentialsError("no metadata server")
+        await trio.sleep(0.02)  # as KMS
+        return encode_frame(encode_error("encryption error", "SDK error", "ExpiredTokenException: is expired"))
+
+    enclave.tamper_new = refuse
+    async with running(path, enclave, sessions=2, provider=provider):
+        await trio.sleep(12)
+    assert 2 <= provider.asked <= 16, "about once a second"
+
+
 async def test_credentials_that_expired_are_looked_for_at_once(
     path: Path, enclave: FakeEnclave, autojump_clock: trio.testing.MockClock
 ) -> None:
