@@ -40,11 +40,11 @@ Event = MutableMapping[str, Any]
 
 def configure(level: str = "info", *, json_lines: bool = False, stream: TextIO | None = None) -> None:
     """Set up logging for the process; *level* is one of `LEVELS`."""
-    target = stream or sys.stderr
+    target = stream or sys.stderr  # None: a process without standard error, whose log nobody reads
     threshold = LEVELS[level]
     if json_lines:
         render = _render_json
-    elif target.isatty():
+    elif target is not None and target.isatty():
         render = _render_terminal
     else:
         render = _render_logfmt
@@ -65,10 +65,12 @@ def configure(level: str = "info", *, json_lines: bool = False, stream: TextIO |
 class _Writer:
     """Writes whole lines; a closed pipe or a full disk is not the signer's fault."""
 
-    def __init__(self, stream: TextIO) -> None:
+    def __init__(self, stream: TextIO | None) -> None:
         self._stream = stream
 
     def write(self, line: str) -> None:
+        if self._stream is None:
+            return
         with contextlib.suppress(OSError, ValueError):
             self._stream.write(line + "\n")
             self._stream.flush()

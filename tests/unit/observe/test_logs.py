@@ -5,6 +5,7 @@ import io
 import json
 import logging
 import re
+import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
@@ -286,6 +287,16 @@ def test_a_stream_that_fails_disturbs_nobody(start: Start) -> None:
 def test_a_closed_stream_disturbs_nobody(start: Start) -> None:
     stream = start()
     stream.close()
+    structlog.get_logger().error("x")
+
+
+@pytest.mark.parametrize("json_lines", [False, True])
+def test_a_process_without_standard_error_logs_nothing(
+    start: Start, monkeypatch: pytest.MonkeyPatch, json_lines: bool
+) -> None:
+    start()  # the fixture puts back what it changes
+    monkeypatch.setattr(sys, "stderr", None)
+    logs.configure(json_lines=json_lines)
     structlog.get_logger().error("x")
 
 
