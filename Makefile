@@ -70,7 +70,7 @@ test-vsock: $(VENV)/.dev ## run the tests that need AF_VSOCK, in a guest that ha
 # Runs a command in an emulated Nitro Enclave. Its first use builds the emulator, some six minutes.
 NITRO_GUEST ?= ../shared/tools/nitro-guest
 
-test-nitro: $(VENV)/.dev ## run the drill with the enclave program in an emulated Nitro Enclave
+test-nitro: $(VENV)/.dev ## run our image, and a drill with the enclave program, in an emulated Nitro Enclave
 	@if [ ! -x "$(NITRO_GUEST)" ]; then \
 		echo "drill in an emulated enclave left out: there is no $(NITRO_GUEST) (make NITRO_GUEST=... test-nitro)"; \
 		exit 0; \
