@@ -416,12 +416,18 @@ class EnclaveLink:
                     )
                     continue
                 except NotAdmittedError as exc:
-                    session.close(f"(Nitro): {exc}")
+                    self._disown(session, f"the enclave is not admitted any more: {exc.why}")
                     return
                 except SessionLostError:
                     return
             if found is not None and found != boot:
-                session.close("another enclave answers on this session than the one that it was opened with")
+                self._disown(session, "another enclave answers than the one that the session was opened with")
+
+    def _disown(self, session: Session, why: str) -> None:
+        """End a session that was told credentials; said also where another one serves on, for it is no mere loss."""
+        why = f"(Nitro): on a session that was told credentials, {why}"
+        logger.error("an enclave session is not to be trusted any more", vault_name=self._name, error=why)
+        session.close(why)
 
     def _part(self, line: SessionLine) -> None:
         """*line* was admitted just now: sessions of its epoch with another boot lead to an enclave that is gone."""
