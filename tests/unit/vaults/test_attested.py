@@ -156,6 +156,23 @@ async def test_a_session_that_was_handed_on_is_reported_although_another_serves(
     assert told["error"].startswith(f"(Nitro): on a session that was told credentials, {text}")
 
 
+async def test_a_session_that_is_refused_is_reported_although_another_serves(
+    path: Path, enclave: FakeEnclave, autojump_clock: trio.testing.MockClock
+) -> None:
+    """Somebody else answers on one of two: the link is up, and nothing else would say so."""
+    enclave.attestor = good = attestor(b"1")
+    async with running(path, enclave, sessions=2, judge=require()) as vault:
+        key = (await vault.generate(Curve.ED25519)).hash
+        await until(lambda: enclave.serving == 2)
+        good.attest = attestor(pcrs=PCRS | {0: PCRS[1]}).attest  # type: ignore[method-assign]
+        with structlog.testing.capture_logs() as logs:
+            enclave.kill_one()
+            await until(lambda: enclave.connections >= 5)  # it is tried again and again
+            assert await signs(vault, key)
+    (told,) = [line for line in logs if line["log_level"] == "error"]
+    assert "told no credentials: attestation document refused, pcr" in told["error"]
+
+
 async def test_a_module_that_fails_later_costs_no_session(
     path: Path, enclave: FakeEnclave, autojump_clock: trio.testing.MockClock
 ) -> None:
