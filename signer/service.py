@@ -305,8 +305,12 @@ class _Service:
         if self._vaults_away:
             return  # nobody knows yet
         present = {pkh for vault in self._vaults.values() for pkh in vault.keys()}
+        skipped = {pkh: why for vault in self._vaults.values() for pkh, why in vault.health().skipped.items()}
         for pkh in sorted(str(pkh) for pkh in self._policies if pkh not in present):
-            logger.warning("a key of the configuration is in no vault", pkh=pkh)
+            if pkh in skipped:  # it is there: whoever reads this must not look for its blob
+                logger.warning("a key of the configuration cannot be used", pkh=pkh, error=skipped[pkh])
+            else:
+                logger.warning("a key of the configuration is in no vault", pkh=pkh)
 
     @property
     def _vaults_away(self) -> bool:

@@ -150,6 +150,33 @@ def test_what_cannot_be_sealed_anew_stays_as_it_is(world: World) -> None:
     assert world.key_file() == before
 
 
+def test_a_key_that_cannot_be_opened_is_not_said_to_be_missing(world: World) -> None:
+    world.start_enclave()
+    first, second = world.setup.generate("tz1", 2)
+    entries = json.loads(world.key_file())
+    entries[0]["encrypted_private_key"] = entries[1]["encrypted_private_key"]
+    (world.setup.base_dir / "enclave_keys.json").write_text(json.dumps(entries))
+    world.setup.start_signer()
+    assert world.setup.api.sign(second, attestation(Curve.ED25519, 1))[0] == 200
+    wait_for(lambda: "a key of the configuration" in world.setup.log.read_text(), "the warning")
+    (told,) = [line for line in world.setup.log.read_text().splitlines() if "a key of the configuration" in line]
+    assert f'cannot be used" pkh={first} error="the blob holds the key of {second}"' in told
+
+
+def test_keys_that_cannot_be_opened_are_not_passed_over_in_silence(world: World) -> None:
+    world.start_enclave()
+    world.setup.nitro["seal"] = "legacy"
+    first, second = world.setup.generate("tz1")[0], world.setup.generate("tz2")[0]
+    entries = json.loads(world.key_file())
+    damaged = base64.b64decode(entries[0]["encrypted_private_key"])[:-1]
+    entries[0]["encrypted_private_key"] = base64.b64encode(damaged).decode()
+    (world.setup.base_dir / "enclave_keys.json").write_text(json.dumps(entries))
+    done = world.setup.run("reseal", "-v", "nitro", "--all", "--yes")
+    assert (done.returncode, done.stdout.decode()) == (1, f"{second}: sealed anew\n"), done.stderr
+    assert f"Error: not looked at, for the enclave does not open them: {first}".encode() in done.stderr
+    assert blobs_of(world.key_file())[first] == damaged
+
+
 def blobs_of(key_file: bytes) -> dict[str, bytes]:
     return {
         entry["public_key_hash"]: base64.b64decode(entry["encrypted_private_key"]) for entry in json.loads(key_file)

@@ -111,6 +111,7 @@ class EnclaveLink:
         self._on_served = on_served
         self._gate = judge
         self._judging_again = trio.Lock()
+        self._refused = ""  # why a session was refused while others served, as it was last said
         self._seal = seal
         self._tasks = tasks
         self._task = tasks.add(f"vault {name}")
@@ -392,10 +393,17 @@ class EnclaveLink:
         try:
             return await self._gate.admit(session.call)
         except NotAdmittedError as exc:
+            self._tell_refused(exc)
             session.close(f"(Nitro): {exc}")
         except SessionLostError:
             pass
         return None
+
+    def _tell_refused(self, refusal: NotAdmittedError) -> None:
+        """Once for each reason in a row; where nothing else answers, that is what the link says of itself."""
+        if self.epochs.linked and refusal.why != self._refused:
+            logger.error("one session is refused, others serve", vault_name=self._name, error=str(refusal))
+            self._refused = refusal.why
 
     async def _judge_again(self, session: Session, boot: bytes) -> None:
         """What a session was opened with may not be what answers on it later.
@@ -416,12 +424,18 @@ class EnclaveLink:
                     )
                     continue
                 except NotAdmittedError as exc:
-                    session.close(f"(Nitro): {exc}")
+                    self._disown(session, f"the enclave is not admitted any more: {exc.why}")
                     return
                 except SessionLostError:
                     return
             if found is not None and found != boot:
-                session.close("another enclave answers on this session than the one that it was opened with")
+                self._disown(session, "another enclave answers than the one that the session was opened with")
+
+    def _disown(self, session: Session, why: str) -> None:
+        """End a session that was told credentials; said also where another one serves on, for it is no mere loss."""
+        why = f"(Nitro): on a session that was told credentials, {why}"
+        logger.error("an enclave session is not to be trusted any more", vault_name=self._name, error=why)
+        session.close(why)
 
     def _part(self, line: SessionLine) -> None:
         """*line* was admitted just now: sessions of its epoch with another boot lead to an enclave that is gone."""

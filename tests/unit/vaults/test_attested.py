@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import structlog
 import trio
 
 from signer import crypto
@@ -114,6 +115,62 @@ async def test_another_enclave_on_the_same_session_ends_it(
         first.boot_id = b"2" * 16  # somebody hands our session on
         await trio.sleep(link_module.JUDGE_INTERVAL + 1)
         assert enclave.connections == 2
+
+
+@pytest.mark.parametrize(
+    ("nsm", "boot", "text"),
+    [
+        (
+            {"pcrs": PCRS | {0: PCRS[1]}},
+            b"1",
+            "the enclave is not admitted any more: attestation document refused, pcr",
+        ),
+        ({}, b"2", "another enclave answers than the one that the session was opened with"),
+    ],
+)
+async def test_a_session_that_was_handed_on_is_reported_although_another_serves(
+    path: Path,
+    enclave: FakeEnclave,
+    autojump_clock: trio.testing.MockClock,
+    nsm: dict[str, Any],
+    boot: bytes,
+    text: str,
+) -> None:
+    """Credentials were told over it, so nothing may say that they were not."""
+    enclave.attestor = good = attestor(b"1")
+    async with running(path, enclave, sessions=2, judge=require()) as vault:
+        key = (await vault.generate(Curve.ED25519)).hash
+        await until(lambda: enclave.serving == 2)
+        attest, asked = good.attest, 0
+
+        async def first_by_another(call: Attest) -> bytes:
+            nonlocal asked
+            asked += 1
+            return await (attestor(boot, **nsm).attest if asked == 1 else attest)(call)
+
+        good.attest = first_by_another  # type: ignore[method-assign]
+        with structlog.testing.capture_logs() as logs:
+            await trio.sleep(link_module.JUDGE_INTERVAL + 1)
+            assert await signs(vault, key)
+    (told,) = [line for line in logs if line["log_level"] == "error"]
+    assert told["error"].startswith(f"(Nitro): on a session that was told credentials, {text}")
+
+
+async def test_a_session_that_is_refused_is_reported_although_another_serves(
+    path: Path, enclave: FakeEnclave, autojump_clock: trio.testing.MockClock
+) -> None:
+    """Somebody else answers on one of two: the link is up, and nothing else would say so."""
+    enclave.attestor = good = attestor(b"1")
+    async with running(path, enclave, sessions=2, judge=require()) as vault:
+        key = (await vault.generate(Curve.ED25519)).hash
+        await until(lambda: enclave.serving == 2)
+        good.attest = attestor(pcrs=PCRS | {0: PCRS[1]}).attest  # type: ignore[method-assign]
+        with structlog.testing.capture_logs() as logs:
+            enclave.kill_one()
+            await until(lambda: enclave.connections >= 5)  # it is tried again and again
+            assert await signs(vault, key)
+    (told,) = [line for line in logs if line["log_level"] == "error"]
+    assert "told no credentials: attestation document refused, pcr" in told["error"]
 
 
 async def test_a_module_that_fails_later_costs_no_session(
