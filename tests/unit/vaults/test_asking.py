@@ -8,14 +8,16 @@ import trio
 from trio.testing import MockClock
 
 from proxy.address import parse
-from signer.rpc.messages import Call, Generate, RemoteError, Result, RpcErrorChain
+from signer import crypto
+from signer.rpc.messages import Call, Generate, PublicKeyOf, RemoteError, Result, RpcErrorChain
 from signer.tezos.keys import Curve
 from signer.vaults.interface import VaultError, VaultUnavailableError
 from signer.vaults.nitro.asking import Asking
 from signer.vaults.nitro.credentials import Credentials
 from signer.vaults.nitro.discovery import Place
-from signer.vaults.nitro.session import Session, SessionLostError
+from signer.vaults.nitro.session import Session, SessionLostError, Slot
 from signer.vaults.nitro.standing import Life, SessionLine, Standing
+from signer.vaults.nitro.storage import StoredKey
 
 LIFE = Life(Place(parse("unix:/e:2000")), Credentials("a", "b", None, "r"))
 CALL = Generate(Curve.ED25519)
@@ -30,6 +32,13 @@ class Channel:
     load: int = 0
     outcome: Result | Exception = None
     asked: list[Call] = field(default_factory=list)
+
+    def submit(self, call: Call, settled: trio.Event) -> Slot:
+        """The connection is lost over it."""
+        slot = Slot(call, settled)
+        slot.settle(error=SessionLostError("connection lost: reset"))
+        self.alive = False
+        return slot
 
     async def call(self, call: Call) -> Result:
         await trio.lowlevel.checkpoint()
@@ -113,3 +122,31 @@ async def test_what_may_have_been_done_is_not_repeated(fault: Exception, error: 
     with pytest.raises(error, match=text):
         await once(standing_with([first, second]))
     assert (first.asked, second.asked) == ([CALL], [])
+
+
+@pytest.mark.parametrize(
+    ("linked", "text"),
+    [
+        (True, "connection lost: reset"),  # what the link said last is over, and would mislead
+        (False, "dial: refused"),
+    ],
+)
+async def test_a_caller_in_vain_is_told_what_stands_in_the_way(
+    autojump_clock: MockClock, linked: bool, text: str
+) -> None:
+    """The session with the key was lost; the other one, if it is there, has yet to import the key."""
+    key = crypto.load_secret_key(Curve.ED25519, bytes(32)).public_key.hash
+    standing = Standing()
+    standing.failure = "dial: refused"
+    standing.epochs.list_blobs([StoredKey(str(key), b"blob")])
+    epoch = standing.epochs.begin(LIFE)
+    standing.epochs.join(epoch, cast("Session", Channel())).handles[key] = 0
+    standing.epochs.join(epoch, cast("Session", Channel(alive=linked)))
+
+    async def accept(_result: Result) -> bool:
+        raise AssertionError
+
+    asking = Asking(standing, wait=2)
+    with pytest.raises(VaultUnavailableError, match=f"try again: {text}$"):
+        await asking.ask(key, PublicKeyOf, accept=accept, deadline=trio.current_time() + 2)
+    assert trio.current_time() == pytest.approx(2, abs=0.01)

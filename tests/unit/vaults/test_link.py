@@ -5,6 +5,7 @@ from pathlib import Path
 import pytest
 import trio
 import trio.testing
+from structlog.testing import capture_logs
 
 from proxy.address import Address, parse
 from signer import crypto
@@ -426,6 +427,27 @@ async def test_reload_drops_what_the_file_has_no_more(path: Path, enclave: FakeE
         path.write_text(text)
         await vault.reload()
         assert list(vault.keys()) == [first, second], "it returns when what is new is in"
+
+
+async def test_a_key_that_serves_is_not_said_to_be_skipped(path: Path, enclave: FakeEnclave) -> None:
+    """Its blob opens over one session, and not over the one that came later."""
+    keys = await stored(path, enclave, 2)
+
+    async def refuse(frame: bytes) -> bytes:
+        await trio.lowlevel.checkpoint()
+        return encode_frame(encode_error("encryption error", "throttled")) if b"handle" in frame else frame
+
+    async with running(path, enclave, sessions=2) as vault:
+        await complete(vault)
+        connections, enclave.tamper_new = enclave.connections, refuse
+        with capture_logs() as logs:
+            enclave.kill_one()
+            await until(lambda: enclave.connections == connections + 1)
+            await complete(vault)
+            for key in keys:
+                assert await signs(vault, key)
+        assert not [log for log in logs if "pkh" in log]
+        assert not vault.health().skipped
 
 
 async def test_new_keys_reach_every_session(path: Path, enclave: FakeEnclave) -> None:
