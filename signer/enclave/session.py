@@ -66,6 +66,8 @@ _ERRORS = (  # outermost texts, counted by name
 )
 MAX_AHEAD = 16  # blobs that a session opens at once
 MAX_KEYS = 1024  # per session
+CALL_TIMEOUT = 9.5  # seconds for all that a call asks of the module and of KMS: the host gives up a session at 10
+_TOO_SLOW = f"not done within {CALL_TIMEOUT:g} s: the security module and AWS KMS took too long, one after the other"
 
 
 class _CallError(Exception):
@@ -183,7 +185,10 @@ class Session:
         count("calls", type(call).__name__)
         opening = self._ahead[0] if self._ahead and self._ahead[0].payload is payload else None
         try:
-            return encode_reply(await self._perform(call, opening))
+            with trio.fail_after(CALL_TIMEOUT):
+                return encode_reply(await self._perform(call, opening))
+        except trio.TooSlowError:
+            chain: tuple[str, ...] = ("signer error", _TOO_SLOW)
         except (_CallError, SealingError, AttestorError) as exc:
             chain = exc.chain
         except NsmError as exc:

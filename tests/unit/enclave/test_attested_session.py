@@ -6,6 +6,7 @@ import pytest
 import trio
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from trio.testing import MockClock
 
 from signer.attestation import claims
 from signer.attestation.claims import Claims
@@ -16,7 +17,7 @@ from signer.crypto import verify as verify_signature
 from signer.crypto.interface import SecretKey
 from signer.enclave import session as session_module
 from signer.enclave.attestor import Attestor
-from signer.enclave.entropy import kernel_entropy
+from signer.enclave.entropy import MixedEntropy, kernel_entropy
 from signer.enclave.sealing import _plaintext
 from signer.enclave.sealing.local import LocalSealing
 from signer.enclave.sealing.none import NoSealing
@@ -101,6 +102,30 @@ async def test_attest_before_and_after_initialize() -> None:
         assert claims.decode(found.user_data) == Claims(purpose="session", boot_id=BOOT_ID, caller_data=b"host")
         if session._sealer is None:
             assert await ask(session, Initialize()) is None
+
+
+async def test_a_slow_module_that_is_asked_twice_does_not_outlast_the_host(
+    monkeypatch: pytest.MonkeyPatch, autojump_clock: MockClock
+) -> None:
+    """An import key is drawn, then vouched for; the host would give up the session, and its keys, after ten seconds."""
+    enclave = Enclave()
+    exchange = enclave.nsm._exchange
+
+    async def slow(request: bytes) -> bytes:
+        await trio.sleep(5.5)  # within the limit of one call of the module
+        return await exchange(request)
+
+    attestor = Attestor(enclave.nsm, boot_id=BOOT_ID, entropy=MixedEntropy(enclave.nsm))
+    session = Session(SEALING, entropy=MixedEntropy(enclave.nsm), attestor=attestor)
+    await ask(session, Initialize())
+    monkeypatch.setattr(enclave.nsm, "_exchange", slow)
+    began = trio.current_time()
+    with pytest.raises(RemoteError, match=r"^signer error: not done within 9.5 s: the security module and AWS KMS"):
+        await ask(session, Attest("import", NONCE))
+    assert trio.current_time() - began == pytest.approx(9.5)
+    assert attestor.outstanding == 0
+    assert isinstance(await ask(session, GenerateAndImport(Curve.ED25519)), Created), "one question is in time"
+    assert isinstance(await ask(session, Attest("session", NONCE)), Attested)
 
 
 @pytest.mark.parametrize("marks", [None, ARN])

@@ -342,6 +342,37 @@ async def test_exchanged_replies_to_imports_cost_no_key(path: Path, enclave: Fak
             assert await signs(vault, key.hash)
 
 
+async def test_an_import_answered_twice_costs_its_session_and_no_key(path: Path, enclave: FakeEnclave) -> None:
+    """Every later reply would be that of the call before: all other keys were skipped for it."""
+    async with running(path, enclave) as vault:
+        keys = [await vault.generate(Curve.ED25519) for _ in range(5)]
+
+    async def twice(frame: bytes) -> bytes:
+        await trio.lowlevel.checkpoint()
+        return frame + frame
+
+    enclave.tamper = Once(twice)
+    connections = enclave.connections
+    with capture_logs() as logs:
+        async with running(path, enclave, sessions=1) as vault:
+            await until(lambda: vault.ready and enclave.connections == connections + 2)
+            for key in keys:
+                assert await signs(vault, key.hash)
+    assert not [log for log in logs if "skipped" in log["event"]]
+
+
+async def test_an_address_of_what_is_no_key_is_not_used(path: Path, enclave: FakeEnclave) -> None:
+    """Its replies fit the key file, but nothing could verify under it."""
+    no_key = PublicKey(Curve.P256, b"\2" + b"\xff" * 32)
+    FileStorage(path).append(no_key.hash, b"blob")
+    enclave.tamper = says(encode_reply(Imported(no_key, 0)))
+    async with running(path, enclave) as vault:
+        await until(lambda: vault.ready)
+        assert not vault.keys()
+        assert not vault.serves(no_key.hash)
+        assert list(vault.health().skipped) == [str(no_key.hash)]
+
+
 async def test_replies_that_belong_to_others_cost_no_slot(path: Path, enclave: FakeEnclave) -> None:
     """An enclave one reply behind: nothing wrong leaves, and the request is answered over a new session."""
     async with running(path, enclave) as vault:

@@ -285,18 +285,25 @@ async def test_a_blob_that_hangs_stops_no_other_key(
     """All sessions hung with it, one reply timeout after the other: no key could sign."""
     keys = await stored(path, enclave, 10)
     opening = Opening(monkeypatch, FileStorage(path).load()[3].blob)
-    async with running(path, enclave, sessions=2, wait=2.5) as vault:
-        good = [key for key in keys if key is not keys[3]]
-        await trio.sleep(20)
-        for round_ in range(100):
-            await trio.sleep(1)
-            assert await signs(vault, good[round_ % 9])
-        with pytest.raises(VaultUnavailableError, match="did not answer within 10 s"):
-            await sign(vault, keys[3])
-        opening.on = False
-        await trio.sleep(130)
-        assert await signs(vault, keys[3]), "it is tried again"
-        assert not vault.health().skipped
+    with capture_logs() as logs:
+        async with running(path, enclave, sessions=2, wait=2.5) as vault:
+            good = [key for key in keys if key is not keys[3]]
+            await trio.sleep(20)
+            for round_ in range(100):
+                await trio.sleep(1)
+                assert await signs(vault, good[round_ % 9])
+            with pytest.raises(VaultUnavailableError, match="did not answer within 10 s"):
+                await sign(vault, keys[3])
+            opening.on = False
+            await trio.sleep(130)
+            assert await signs(vault, keys[3]), "it is tried again"
+            assert not vault.health().skipped
+    told = [(log["event"], log.get("error")) for log in logs if log.get("pkh") == str(keys[3])]
+    why = "the enclave did not answer within 10 s when it was to open the blob"
+    assert told == [
+        ("key skipped: its blob cannot be used", why),
+        ("a key that was skipped can be used", None),
+    ], "each once, in two minutes"
 
 
 async def test_a_blob_that_was_refused_comes_back_over_the_only_session(
