@@ -7,7 +7,8 @@ unless the session asked for version 1, the key has marks, or the image is stric
 """
 
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 
 from signer.crypto.interface import SecretKey
 from signer.enclave.kms.client import Access, Clock, KmsClient, KmsError
@@ -107,11 +108,8 @@ class KmsSealer:
     async def seal(self, key: SecretKey, *, marks: str | None = None) -> bytes:
         if self._strict or self._version_1 or marks is not None:  # a legacy blob has no place for marks
             return await self._seal_version_1(key, marks)
-        plaintext = _plaintext.encode(key)
-        try:
-            blob = await self._client.encrypt(plaintext)
-        except KmsError as exc:
-            raise SealingError(_ERROR, *exc.chain) from exc
+        with _asking_kms():
+            blob = await self._client.encrypt(_plaintext.encode(key))
         return _legacy(blob)
 
     async def open(self, blob: bytes) -> SecretKey:
@@ -143,10 +141,8 @@ class KmsSealer:
 
     async def _seal_version_1(self, key: SecretKey, marks: str | None) -> bytes:
         context = encryption_context(str(key.public_key.hash))
-        try:
+        with _asking_kms():
             data_key = await self._client.generate_data_key(context)
-        except KmsError as exc:
-            raise SealingError(_ERROR, *exc.chain) from exc
         try:
             return seal(key, data_key.plain, data_key.wrapped, marks=marks)
         finally:
@@ -154,24 +150,29 @@ class KmsSealer:
 
     async def _open_version_1(self, blob: bytes) -> SecretKey:
         read = parse(blob)
-        try:
+        with _asking_kms():
             data_key = await self._client.decrypt(read.wrapped_data_key, context=encryption_context(read.address))
-        except KmsError as exc:
-            raise SealingError(_ERROR, *exc.chain) from exc
         try:
             return open_key(read, data_key)
         finally:
             _wipe(data_key)
 
     async def _open_legacy(self, blob: bytes) -> SecretKey:
-        try:
+        with _asking_kms():
             plaintext = await self._client.decrypt(_legacy(blob))
-        except KmsError as exc:
-            raise SealingError(_ERROR, *exc.chain) from exc
         try:
             return _plaintext.decode(bytes(plaintext))
         finally:
             _wipe(plaintext)
+
+
+@contextmanager
+def _asking_kms() -> Iterator[None]:
+    """What KMS refuses is told behind the reference's message."""
+    try:
+        yield
+    except KmsError as exc:
+        raise SealingError(_ERROR, *exc.chain) from exc
 
 
 def _legacy(blob: bytes) -> bytes:
