@@ -1,51 +1,22 @@
 """Which connection is asked what is not repeated, and what the caller is told where there is none."""
 
-from dataclasses import dataclass, field
 from typing import cast
 
 import pytest
 import trio
 from trio.testing import MockClock
 
-from proxy.address import parse
 from signer import crypto
-from signer.rpc.messages import Call, Generate, PublicKeyOf, RemoteError, Result, RpcErrorChain
+from signer.rpc.messages import Generate, PublicKeyOf, RemoteError, Result, RpcErrorChain
 from signer.tezos.keys import Curve
 from signer.vaults.interface import VaultError, VaultUnavailableError
 from signer.vaults.nitro.asking import Asking
-from signer.vaults.nitro.credentials import Credentials
-from signer.vaults.nitro.discovery import Place
-from signer.vaults.nitro.session import Session, SessionLostError, Slot
-from signer.vaults.nitro.standing import Life, SessionLine, Standing
+from signer.vaults.nitro.session import Session, SessionLostError
+from signer.vaults.nitro.standing import SessionLine, Standing
 from signer.vaults.nitro.storage import StoredKey
+from tests.unit.vaults.channels import LIFE, Channel
 
-LIFE = Life(Place(parse("unix:/e:2000")), Credentials("a", "b", None, "r"))
 CALL = Generate(Curve.ED25519)
-
-
-@dataclass
-class Channel:
-    """A session as far as the choice of one is concerned; *outcome* is raised, if it is an error."""
-
-    alive: bool = True
-    stalled: bool = False
-    load: int = 0
-    outcome: Result | Exception = None
-    asked: list[Call] = field(default_factory=list)
-
-    def submit(self, call: Call, settled: trio.Event) -> Slot:
-        """The connection is lost over it."""
-        slot = Slot(call, settled)
-        slot.settle(error=SessionLostError("connection lost: reset"))
-        self.alive = False
-        return slot
-
-    async def call(self, call: Call) -> Result:
-        await trio.lowlevel.checkpoint()
-        self.asked.append(call)
-        if isinstance(self.outcome, Exception):
-            raise self.outcome
-        return self.outcome
 
 
 def standing_with(*epochs: list[Channel]) -> Standing:

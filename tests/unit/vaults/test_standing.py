@@ -1,45 +1,18 @@
 """Whether the replies of a connection are those to its calls, and whether a key is worth waiting for."""
 
-from dataclasses import dataclass, field
 from typing import cast
 
 import pytest
-import trio
 
-from proxy.address import parse
 from signer import crypto
-from signer.rpc.messages import Call, PublicKeyOf, RemoteError, Result, RpcErrorChain
+from signer.rpc.messages import PublicKeyOf, RemoteError, Result, RpcErrorChain
 from signer.tezos.keys import Curve
-from signer.vaults.nitro.credentials import Credentials
-from signer.vaults.nitro.discovery import Place
 from signer.vaults.nitro.session import Session, SessionLostError
-from signer.vaults.nitro.standing import Life, SessionLine, Standing, in_step
+from signer.vaults.nitro.standing import SessionLine, Standing, in_step
 from signer.vaults.nitro.storage import StoredKey
+from tests.unit.vaults.channels import LIFE, Channel
 
-LIFE = Life(Place(parse("unix:/e:2000")), Credentials("a", "b", None, "r"))
 KEY, OTHER = (crypto.load_secret_key(Curve.ED25519, bytes(31) + bytes([number])).public_key for number in (1, 2))
-
-
-@dataclass
-class Channel:
-    """A session that answers with *outcome*, or fails with it."""
-
-    outcome: Result | Exception = None
-    alive: bool = True
-    load: int = 0
-    stalled: bool = False
-    asked: list[Call] = field(default_factory=list)
-    closed_for: str = ""
-
-    async def call(self, call: Call) -> Result:
-        await trio.lowlevel.checkpoint()
-        self.asked.append(call)
-        if isinstance(self.outcome, Exception):
-            raise self.outcome
-        return self.outcome
-
-    def close(self, why: str) -> None:
-        self.closed_for = why
 
 
 def joined(standing: Standing, channel: Channel) -> SessionLine:
