@@ -9,7 +9,7 @@ import signal
 import socket
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -299,10 +299,13 @@ def test_what_does_not_answer_proves_nothing(world: World, hangs_up: bool, text:
 # -- sealed import
 
 
-def seal_for(world: World, secret: bytes, *arguments: str, pcr0: str = PCR0) -> subprocess.CompletedProcess[bytes]:
+def seal_for(
+    world: World, secret: bytes, *arguments: str, pcr0: str = PCR0, host: Sequence[str] = ()
+) -> subprocess.CompletedProcess[bytes]:
+    """*host* is the command that reaches the host, else it is our own."""
     key = world.setup.directory / "secret"
     key.write_bytes(secret)
-    host = world.setup.command("import", "--sealed", "-v", "nitro")
+    host = host or world.setup.command("import", "--sealed", "-v", "nitro")
     command = [sys.executable, "-m", "signer", "seal-for", "--from", str(key), "--root", ROOT, "--pcr0", pcr0]
     return subprocess.run(
         [*command, *arguments, "--", *host], capture_output=True, env=ENVIRONMENT, timeout=60, check=False
@@ -347,53 +350,37 @@ def test_nothing_is_sealed_for_another_program(world: World, enclave: tuple[str,
     assert not (world.setup.base_dir / "enclave_keys.json").exists()
 
 
-def test_a_host_that_lies_is_found_out(world: World, tmp_path: Path) -> None:
-    """A host that stores another key than ours says so only if it wants to: the answer is compared."""
-    other = crypto.load_secret_key(Curve.BLS12_381, bytes(31) + b"\x07")
-    script = tmp_path / "host.py"
+def relay(world: World, pass_on: str) -> list[str]:
+    """A command between the operator and the host; *pass_on* is what it does with `line`, the answer `number`."""
+    script = world.setup.directory / "relay.py"
     script.write_text(f"""
 import subprocess, sys
 command = {world.setup.command("import", "--sealed", "-v", "nitro")!r}
+def say(line):
+    sys.stdout.buffer.write(line); sys.stdout.buffer.flush()
 real = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE)
 for number in range(2):
     real.stdin.write(sys.stdin.buffer.readline()); real.stdin.flush()
     line = real.stdout.readline()
-    if number == 1:
-        line = {lines.Imported(other.public_key).line()!r}
-    sys.stdout.buffer.write(line); sys.stdout.buffer.flush()
+    {pass_on}
 real.stdin.close(); real.wait()
 """)
+    return [sys.executable, str(script)]
+
+
+def test_a_host_that_lies_is_found_out(world: World) -> None:
+    """A host that stores another key than ours says so only if it wants to: the answer is compared."""
+    other = crypto.load_secret_key(Curve.BLS12_381, bytes(31) + b"\x07")
     world.start_enclave()
-    key = tmp_path / "secret"
-    key.write_bytes(secret_text(SECRET))
-    command = [sys.executable, "-m", "signer", "seal-for", "--from", str(key), "--root", ROOT, "--pcr0", PCR0, "--"]
-    done = subprocess.run(
-        [*command, sys.executable, str(script)], capture_output=True, env=ENVIRONMENT, timeout=60, check=False
-    )
+    lying = relay(world, f"say(line if number == 0 else {lines.Imported(other.public_key).line()!r})")
+    done = seal_for(world, secret_text(SECRET), host=lying)
     assert done.returncode == 1
     assert b"don't trust it" in done.stderr
 
 
-def test_whoever_hears_no_answer_learns_that_the_key_may_be_stored(world: World, tmp_path: Path) -> None:
-    script = tmp_path / "ssh.py"
-    script.write_text(f"""
-import subprocess, sys
-command = {world.setup.command("import", "--sealed", "-v", "nitro")!r}
-real = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE)
-for number in range(2):
-    real.stdin.write(sys.stdin.buffer.readline()); real.stdin.flush()
-    line = real.stdout.readline()
-    if number == 0:
-        sys.stdout.buffer.write(line); sys.stdout.buffer.flush()
-real.stdin.close(); real.wait()
-""")
+def test_whoever_hears_no_answer_learns_that_the_key_may_be_stored(world: World) -> None:
     world.start_enclave()
-    key = tmp_path / "secret"
-    key.write_bytes(secret_text(SECRET))
-    command = [sys.executable, "-m", "signer", "seal-for", "--from", str(key), "--root", ROOT, "--pcr0", PCR0, "--"]
-    done = subprocess.run(
-        [*command, sys.executable, str(script)], capture_output=True, env=ENVIRONMENT, timeout=60, check=False
-    )
+    done = seal_for(world, secret_text(SECRET), host=relay(world, "number == 0 and say(line)"))
     assert done.returncode == 1
     assert b"may be stored: run this again" in done.stderr
     again = seal_for(world, secret_text(SECRET))
