@@ -78,17 +78,19 @@ def _nitro(settings: Settings, name: str | None) -> NitroSettings:
 def _expected(nitro: NitroSettings, image: Path | None) -> dict[int, dict[str, frozenset[bytes]]]:
     """For each register: by whom it is expected, and the values that are good."""
     from signer.image.measure import measure_file
-    from signer.vaults.nitro.judge import wanted_of
+    from signer.vaults.nitro.judge import registers_of
 
-    expected: dict[int, dict[str, frozenset[bytes]]] = {}
-    for register, values in wanted_of(nitro).pcrs.items():
-        expected.setdefault(register, {})["the configuration"] = frozenset(values)
-    for name, told in nitro.expected_pcrs.items():
-        good = frozenset(map(bytes.fromhex, told))
-        expected.setdefault(int(name.removeprefix("PCR")), {})["expected_pcrs of the configuration"] = good
+    sources = {
+        "the configuration": registers_of(nitro.pcrs),
+        "expected_pcrs of the configuration": registers_of(nitro.expected_pcrs),
+    }
     if image is not None:
-        for register, value in measure_file(image).registers.items():
-            expected.setdefault(register, {})[str(image)] = frozenset([value])
+        measured = measure_file(image).registers
+        sources[str(image)] = {register: frozenset([value]) for register, value in measured.items()}
+    expected: dict[int, dict[str, frozenset[bytes]]] = {}
+    for source, registers in sources.items():
+        for register, values in registers.items():
+            expected.setdefault(register, {})[source] = values
     return expected
 
 

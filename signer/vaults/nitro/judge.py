@@ -5,7 +5,7 @@ not ours is the policy of the KMS key.
 """
 
 import secrets
-from collections.abc import Awaitable, Callable, Collection, Mapping
+from collections.abc import Awaitable, Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from typing import Literal, Protocol
@@ -66,13 +66,15 @@ class JudgeObserver(Protocol):
 
 def wanted_of(nitro: NitroSettings) -> Wanted:
     return Wanted(
-        pcrs={
-            int(register.removeprefix("PCR")): frozenset(map(bytes.fromhex, values))
-            for register, values in nitro.pcrs.items()
-        },
+        pcrs=registers_of(nitro.pcrs),
         allow_debug=bool(nitro.allow_debug_mode),
         root_sha256=bytes.fromhex(nitro.attestation_root) if nitro.attestation_root else ROOT_SHA256,
     )
+
+
+def registers_of(told: Mapping[str, Iterable[str]]) -> dict[int, frozenset[bytes]]:
+    """The values accepted for each register, as the configuration tells them (`PCR0`: hexadecimal digits)."""
+    return {int(name.removeprefix("PCR")): frozenset(map(bytes.fromhex, values)) for name, values in told.items()}
 
 
 def no_proof(error: RemoteError) -> str:
