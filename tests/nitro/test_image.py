@@ -15,15 +15,14 @@ from typing import Any
 
 import pytest
 
-from signer import crypto
 from signer.image import build as builder
 from signer.image.build import Built, Inputs, build
 from signer.image.eif import Kind, read_layout
-from signer.tezos.keys import PublicKey, Signature
-from tests.integration.conftest import Setup, attestation, running
+from tests.integration.conftest import Setup, running
 from tests.nitro import boot_image
 from tests.nitro.guest import PORT
 from tests.nitro.machine import MEMORY, Machine
+from tests.nitro.signing import assert_all_sign
 from tests.nitro.test_drill import CURVES, TIMEOUTS
 
 CID = 18
@@ -79,14 +78,7 @@ def test_booted_and_signing(image: tuple[Path, Built], setup: Setup, capsys: pyt
         listening = machine.wait_for(f"enclave: listening on vsock:any:{PORT}")
         addresses = [pkh for kind in CURVES for pkh in setup.generate(kind)]
         signer = setup.start_signer()
-        for pkh, curve in zip(addresses, CURVES.values(), strict=True):
-            status, answer = setup.api.get(f"/keys/{pkh}")
-            assert status == 200, answer
-            message = attestation(curve, 7)
-            status, signed = setup.api.sign(pkh, message)
-            assert status == 200, signed
-            key = PublicKey.from_base58(answer["public_key"])
-            assert crypto.verify(key, message, Signature.from_base58(signed["signature"]))
+        assert_all_sign(setup, addresses)
         assert setup.stop(signer) == 0
         memory = re.search(r"Mem: +(\d+) +(\d+)", machine.console)
         assert memory

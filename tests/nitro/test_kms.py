@@ -15,13 +15,12 @@ from typing import Any
 
 import pytest
 
-from signer import crypto
 from signer.image import build as builder
 from signer.image.build import Built, Inputs, build
-from signer.tezos.keys import PublicKey, Signature
-from tests.integration.conftest import ENVIRONMENT, Setup, attestation, running
+from tests.integration.conftest import ENVIRONMENT, Setup, running
 from tests.nitro.guest import PORT
 from tests.nitro.machine import Machine
+from tests.nitro.signing import assert_all_sign
 from tests.nitro.test_drill import CURVES, TIMEOUTS
 
 FIRST, SECOND, CHANGED = 31, 32, 33  # CIDs
@@ -129,14 +128,7 @@ def test_kms_opens_keys_for_this_image_and_nothing_else(
         listening = machine.wait_for(f"enclave: listening on vsock:any:{PORT}")
         link(setup, kms, SECOND)
         signer = setup.start_signer()
-        for pkh, curve in zip(addresses, CURVES.values(), strict=True):
-            status, answer = setup.api.get(f"/keys/{pkh}")
-            assert status == 200, answer
-            message = attestation(curve, 7)
-            status, signed = setup.api.sign(pkh, message)
-            assert status == 200, signed
-            key = PublicKey.from_base58(answer["public_key"])
-            assert crypto.verify(key, message, Signature.from_base58(signed["signature"]))
+        assert_all_sign(setup, addresses)
         status, proof = setup.api.get(f"/bls_prove_possession/{addresses[-1]}")
         assert status == 200, proof
         assert {call["operation"] for call in kms.calls()} == {"Decrypt"}
